@@ -1,0 +1,15 @@
+//! Compiles `proto/` with a pure-Rust compiler, so that nobody has to install `protoc`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
+    println!("cargo:rerun-if-changed={root}");
+    let files = protox::compile([format!("{root}/stator/worker/v1/worker.proto")], [root])?;
+    prost_build::Config::new()
+        .bytes([
+            ".stator.worker.v1.GenerateRequest.prompt_tokens",
+            ".stator.worker.v1.GenerateRequest.kv_transfer_params",
+            ".stator.worker.v1.Delta.kv_transfer_params",
+        ])
+        .compile_fds(files)?;
+    Ok(())
+}

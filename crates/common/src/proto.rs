@@ -1,0 +1,7 @@
+//! The messages of `proto/`, generated at build time.
+
+/// Requests and their outputs between a processor and a worker (`proto/stator/worker/v1`).
+pub mod worker {
+    #![allow(clippy::all, missing_docs, unreachable_pub)]
+    include!(concat!(env!("OUT_DIR"), "/stator.worker.v1.rs"));
+}

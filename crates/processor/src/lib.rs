@@ -1,0 +1,1 @@
+//! The OpenAI-compatible ingress: validates, templates, tokenizes, routes, detokenizes, streams.

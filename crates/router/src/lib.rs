@@ -1,0 +1,1 @@
+//! Which worker serves a request: a pure decision over a snapshot, with its reasons.

@@ -1,0 +1,1 @@
+//! A simulated engine that speaks the wire of vLLM's EngineCore.

@@ -1,0 +1,1 @@
+//! What the worker roles share: an engine behind the request plane, registered in discovery.
