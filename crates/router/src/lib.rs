@@ -1,1 +1,14 @@
 //! Which worker serves a request: a pure decision over a snapshot, with its reasons.
+//!
+//! A caller lists the [`Candidate`]s (a worker, or one data-parallel rank of it, with what is booked
+//! on it), asks [`Router::choose`], and books the request with [`Ledger::book`] before it lets go of
+//! the router, so that the next decision sees this one. No I/O, no clock; randomness comes from
+//! a seed.
+
+mod decide;
+mod load;
+mod prompt;
+
+pub use decide::{Candidate, Choice, Measure, NoCandidates, Policy, Reason, Router};
+pub use load::{Booking, Ledger, Load};
+pub use prompt::{Prompt, TokenPrompt};
