@@ -1,0 +1,67 @@
+//! What a child says of itself over its system routes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use serde::{Deserialize, Serialize};
+
+/// A status page is a few hundred bytes; anything far beyond is not one.
+const MAX_BODY: usize = 1 << 20;
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What `GET /status` of a process answers. Every key may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Status {
+    /// `starting`, `ready`, `draining`, `dead`.
+    pub(crate) state: String,
+    /// What a starting worker is doing ("loading weights").
+    pub(crate) phase: Option<String>,
+    /// How far it is with that, 0 to 1.
+    pub(crate) progress: Option<f32>,
+    pub(crate) running: u32,
+    pub(crate) waiting: u32,
+    /// Share of KV blocks in use, 0 to 1.
+    pub(crate) kv_usage: f32,
+    /// Tokens generated since the process started.
+    pub(crate) generated_tokens: u64,
+    /// Models that answer (processor).
+    pub(crate) models: Vec<String>,
+}
+
+impl Status {
+    pub(crate) fn is_ready(&self) -> bool {
+        self.state == "ready"
+    }
+}
+
+/// Asks processes how they are. Keeps its connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Probe {
+    client: Client<HttpConnector, Empty<Bytes>>,
+}
+
+impl Probe {
+    pub(crate) fn new() -> Probe {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        Probe {
+            client: Client::builder(TokioExecutor::new()).build(connector),
+        }
+    }
+
+    /// Reads the status at `base`; `None` while the process does not answer.
+    pub(crate) async fn status(&self, base: &str) -> Option<Status> {
+        let uri = format!("{base}/status").parse().ok()?;
+        let read = async {
+            let response = self.client.get(uri).await.ok()?;
+            let body = Limited::new(response.into_body(), MAX_BODY);
+            let bytes = body.collect().await.ok()?.to_bytes();
+            serde_json::from_slice(&bytes).ok()
+        };
+        tokio::time::timeout(TIMEOUT, read).await.ok()?
+    }
+}

@@ -1,0 +1,118 @@
+//! What a running topology leaves on disk, so that `stator status` finds it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// A topology that runs, as written by its launcher.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Topology {
+    pub(crate) name: String,
+    pub(crate) launcher_pid: u32,
+    pub(crate) model: String,
+    /// Base URL of the OpenAI API.
+    pub(crate) url: String,
+    pub(crate) processes: Vec<Process>,
+}
+
+/// One child of a topology.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// `processor`, `agg-0`, ...
+    pub(crate) name: String,
+    pub(crate) role: String,
+    pub(crate) pid: u32,
+    /// Base URL of its health, status and metrics routes.
+    pub(crate) system_url: String,
+    pub(crate) log: PathBuf,
+}
+
+/// Returns the folder that holds all topologies of this user, created with mode 0700.
+///
+/// # Errors
+/// When the folder exists and belongs to somebody else: its files would decide which processes
+/// we talk to.
+pub(crate) fn root(given: Option<&Path>) -> io::Result<PathBuf> {
+    let uid = nix::unistd::getuid();
+    let root = match given {
+        Some(dir) => dir.to_path_buf(),
+        None => std::env::temp_dir().join(format!("stator-{uid}")),
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&root)?;
+    if fs::metadata(&root)?.uid() != uid.as_raw() {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{} belongs to another user", root.display()),
+        ));
+    }
+    Ok(root)
+}
+
+impl Topology {
+    /// Writes the file that `status` reads, by rename, so that a reader never sees half of it.
+    pub(crate) fn save(&self, dir: &Path) -> io::Result<()> {
+        let tmp = dir.join("topology.json.tmp");
+        fs::write(&tmp, serde_json::to_vec_pretty(self)?)?;
+        fs::rename(tmp, dir.join("topology.json"))
+    }
+
+    /// Removes the file; a topology that ended is not shown.
+    pub(crate) fn remove(dir: &Path) {
+        let _ = fs::remove_file(dir.join("topology.json"));
+    }
+
+    /// Reads the topology under `dir`, if its launcher is alive.
+    pub(crate) fn load(dir: &Path) -> Option<Topology> {
+        let bytes = fs::read(dir.join("topology.json")).ok()?;
+        let topology: Topology = serde_json::from_slice(&bytes).ok()?;
+        let alive = Path::new(&format!("/proc/{}", topology.launcher_pid)).exists();
+        alive.then_some(topology)
+    }
+
+    /// Reads every live topology under `root`, sorted by name.
+    pub(crate) fn load_all(root: &Path) -> Vec<Topology> {
+        let mut all: Vec<Topology> = fs::read_dir(root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| Topology::load(&entry.path()))
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topology(pid: u32) -> Topology {
+        Topology {
+            name: "t".into(),
+            launcher_pid: pid,
+            model: "m".into(),
+            url: "http://127.0.0.1:8000".into(),
+            processes: vec![],
+        }
+    }
+
+    #[test]
+    fn a_topology_whose_launcher_lives_is_found_and_a_dead_one_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let (live, dead) = (root.path().join("live"), root.path().join("dead"));
+        fs::create_dir_all(&live).unwrap();
+        fs::create_dir_all(&dead).unwrap();
+        topology(std::process::id()).save(&live).unwrap();
+        // Pids stop below 2^22, so this one cannot exist.
+        topology(1 << 30).save(&dead).unwrap();
+        let found = Topology::load_all(root.path());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].launcher_pid, std::process::id());
+    }
+}
