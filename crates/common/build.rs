@@ -3,7 +3,13 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
     println!("cargo:rerun-if-changed={root}");
-    let files = protox::compile([format!("{root}/stator/worker/v1/worker.proto")], [root])?;
+    let files = protox::compile(
+        [
+            format!("{root}/stator/worker/v1/worker.proto"),
+            format!("{root}/stator/plane/v1/plane.proto"),
+        ],
+        [root],
+    )?;
     prost_build::Config::new()
         .bytes([
             ".stator.worker.v1.GenerateRequest.prompt_tokens",

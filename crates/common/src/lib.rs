@@ -2,11 +2,19 @@
 //! and the glue that carries them.
 //!
 //! Each module answers one question: [`code`] why something was refused, [`ids`] what things are
-//! called, [`proto`] what processes say to each other. It knows neither vLLM nor the OpenAI API.
+//! called, [`proto`] what processes say to each other, [`card`] what a worker is, [`discovery`]
+//! which workers there are, [`plane`] how requests reach them, [`drain`] when to stop,
+//! [`telemetry`] what is going on. It knows neither vLLM nor the OpenAI API.
 
+pub mod card;
 pub mod code;
+pub mod discovery;
+pub mod drain;
 pub mod ids;
+pub mod plane;
 pub mod proto;
+pub mod telemetry;
 
+pub use card::Card;
 pub use code::Code;
 pub use ids::{BlobHash, RequestId, WorkerId};

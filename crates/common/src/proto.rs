@@ -5,3 +5,9 @@ pub mod worker {
     #![allow(clippy::all, missing_docs, unreachable_pub)]
     include!(concat!(env!("OUT_DIR"), "/stator.worker.v1.rs"));
 }
+
+/// How the ends of a tcp plane connection introduce themselves (`proto/stator/plane/v1`).
+pub mod plane {
+    #![allow(clippy::all, missing_docs, unreachable_pub)]
+    include!(concat!(env!("OUT_DIR"), "/stator.plane.v1.rs"));
+}
