@@ -106,6 +106,8 @@ def call(*command: str | Path, quiet: bool = False) -> None:
 def need_programs(*programs: str) -> None:
     """Makes sure that programs are on the path, through apt where that is possible."""
     missing = [program for program in programs if not shutil.which(program)]
+    if "cargo" in missing:
+        raise SetupError("cargo not found; install Rust first (rustup, or apt-get install cargo)")
     if missing:
         apt_install(missing)
 

@@ -8,6 +8,7 @@ Node.js itself comes as a Python package, so that the tests use one version ever
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import host
 
@@ -15,6 +16,12 @@ NODE = host.ROOT / "tests" / "node"
 
 
 def run() -> int:
+    print(python())
+    return 0
+
+
+def python() -> Path:
+    """The Python of the tests' environment, which is made if need be."""
     requirements = host.packages("tests")
     node_packages = (NODE / "package.json").read_text()
     venv = host.Venv(host.ROOT / ".venv-tests", requirements, node_packages)
@@ -24,8 +31,7 @@ def run() -> int:
             venv.install(requirements)
             install_node_packages(venv)
         venv.seal()
-    print(venv.python)
-    return 0
+    return venv.python
 
 
 def install_node_packages(venv: host.Venv) -> None:

@@ -27,11 +27,14 @@ FIRST_IMPORT = "import vllm.entrypoints.cli.main, vllm.entrypoints.openai.api_se
 def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", choices=["auto", "cpu", "gpu"], default="auto")
-    arguments = parser.parse_args()
-    existing = os.environ.get("VLLM_VENV")
-    python = check_existing(Path(existing)) if existing else set_up(arguments.build)
-    print(python)
+    print(python(parser.parse_args().build))
     return 0
+
+
+def python(build: str = "auto") -> Path:
+    """A Python that has vLLM: that of `VLLM_VENV`, else that of `.venv`, which is made if need be."""
+    existing = os.environ.get("VLLM_VENV")
+    return check_existing(Path(existing)) if existing else set_up(build)
 
 
 def check_existing(venv: Path) -> Path:
