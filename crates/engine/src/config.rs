@@ -1,0 +1,99 @@
+//! How one engine is started or found, and how long to wait for it.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+/// One engine of a worker. Data-parallel ranks of a dense model are independent engines: one
+/// `Config` each, with a `run_dir` of its own.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the engine comes from.
+    pub launch: Launch,
+    /// Directory of this engine alone: its endpoints, its log, and the record that lets a restarted
+    /// worker find it again. Created if it is missing. Two processes cannot use it at once.
+    pub run_dir: PathBuf,
+    /// Whether the engine survives its worker, so that the next worker adopts it without loading the
+    /// model again. `false`: it ends with the worker, however the worker ends.
+    pub keep: bool,
+    /// The data-parallel rank that [`crate::EngineInfo`] reports. The engine itself is always rank 0
+    /// of 1; dense ranks know nothing of each other.
+    pub dp_rank: u32,
+    /// Tokens that the model knows, for the validation of requests. Absent: from the `config.json` of
+    /// the model's folder, and a start fails where there is none.
+    pub vocab_size: Option<u32>,
+    /// Accept a vLLM outside the range that the wire was tested with.
+    pub any_version: bool,
+    /// How long to wait for what.
+    pub waits: Waits,
+}
+
+/// Where the engine comes from.
+#[derive(Clone, Debug)]
+pub enum Launch {
+    /// A headless vLLM as our child.
+    Spawn(Spawn),
+    /// An engine that somebody else starts with `--headless`, and that dials us.
+    Attach(Attach),
+}
+
+/// A headless vLLM as our child.
+#[derive(Clone, Debug)]
+pub struct Spawn {
+    /// The Python that has vLLM (`.venv/bin/python`).
+    pub python: PathBuf,
+    /// Model folder or name, as vLLM takes it.
+    pub model: String,
+    /// vLLM's own arguments, verbatim.
+    pub args: Vec<String>,
+    /// Environment that is set for the engine beside the worker's own.
+    pub env: Vec<(OsString, OsString)>,
+}
+
+/// An engine that somebody else starts.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// Where the engine's handshake arrives: `host:port`, the engine's `--data-parallel-address` and
+    /// `--data-parallel-rpc-port`.
+    pub bind: String,
+    /// The host under which the engine reaches us for requests and outputs. Absent: the host of
+    /// `bind`; must be given where that is a wildcard.
+    pub advertise: Option<String>,
+    /// Folder of the model on this machine, for `vocab_size`. Absent: [`Config::vocab_size`] says it.
+    pub model: Option<PathBuf>,
+    /// vLLM flags that the engine was started with, as far as they bear on what requests may ask:
+    /// `--max-logprobs`, `--structured-outputs-config`, `--reasoning-parser`, `--speculative-config`,
+    /// `--skip-tokenizer-init`. The engine does not report them.
+    pub args: Vec<String>,
+}
+
+/// How long to wait for what.
+#[derive(Clone, Debug)]
+pub struct Waits {
+    /// From the start to the engine's READY, model loading included.
+    pub ready: Duration,
+    /// For a kept engine to dial in again and to answer; after that it is ended and started afresh.
+    pub adopt: Duration,
+    /// For an engine whose connection broke to come back before it counts as dead.
+    pub reconnect: Duration,
+    /// For an engine that was asked to end before it is killed.
+    pub shutdown: Duration,
+    /// Silence after which the engine is asked for a sign of life. Also the interval of the questions.
+    pub probe_interval: Duration,
+    /// Silence after a question that makes the engine dead. Utility calls queue behind the running
+    /// step, so this must exceed the longest step (a first long prefill, a compilation).
+    pub probe_deadline: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self {
+            // vLLM's own VLLM_ENGINE_READY_TIMEOUT_S.
+            ready: Duration::from_secs(600),
+            // The engine redials every 100 ms (ZMQ's default); a busy step may hold its answer back.
+            adopt: Duration::from_secs(15),
+            reconnect: Duration::from_secs(3),
+            shutdown: Duration::from_secs(10),
+            probe_interval: Duration::from_secs(10),
+            probe_deadline: Duration::from_secs(180),
+        }
+    }
+}

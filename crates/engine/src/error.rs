@@ -1,0 +1,69 @@
+//! Why an engine did not start, and why it did not take something.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use zeromq::ZmqError;
+
+use crate::{
+    introspect::IntrospectError, schema::SchemaError, sockets::Unsent, state::DeadReason,
+    validate::Invalid, wire::WireError,
+};
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{} is in use by another worker", path.display())]
+    RunDirInUse { path: PathBuf },
+    #[error("{}: {source}", path.display())]
+    RunDir { path: PathBuf, source: io::Error },
+    #[error("cannot start {}: {source}", python.display())]
+    Spawn { python: PathBuf, source: io::Error },
+    #[error("cannot listen for the engine on {address}: {source}")]
+    Listen { address: String, source: ZmqError },
+    #[error("`{bind}` is a wildcard; say under which host the engine reaches this machine")]
+    NoAdvertisedHost { bind: String },
+    #[error("`{0}` is not an address such as 127.0.0.1:29550")]
+    BadAddress(String),
+    #[error("the installed vLLM cannot be read: {0}")]
+    Introspect(#[from] IntrospectError),
+    #[error(transparent)]
+    Version(#[from] SchemaError),
+    #[error("the engine did not become ready within {} s", waited.as_secs())]
+    TimedOut { waited: Duration },
+    #[error(transparent)]
+    Died(DeadReason),
+    #[error("the engine's ready response cannot be read: {0}")]
+    ReadyResponse(WireError),
+    #[error("the engine's ready response lacks `{0}`")]
+    ReadyLacks(&'static str),
+    #[error(
+        "the number of tokens of model `{model}` is not known: no readable config.json with a `vocab_size`"
+    )]
+    NoVocabSize { model: String },
+}
+
+/// Why a request was not submitted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The request must not reach the engine; the client has to change it.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The engine cannot be reached; another one can be tried.
+    #[error(transparent)]
+    Unsent(#[from] Unsent),
+    /// The engine is dead; another one can be tried.
+    #[error("the engine is dead")]
+    Dead,
+}
+
+/// Why a utility call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum UtilityError {
+    #[error(transparent)]
+    Unsent(#[from] Unsent),
+    #[error("the engine is dead")]
+    Dead,
+    /// The engine's own words.
+    #[error("{method}: {message}")]
+    Failed { method: String, message: String },
+}

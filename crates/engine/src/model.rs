@@ -1,0 +1,79 @@
+//! Where a model's files are on this machine, and how many tokens it knows.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+/// Returns the folder of a model as vLLM resolves it: a path, or a repository name whose snapshot is in
+/// the Hugging Face cache. `None` if there is neither.
+pub fn folder(model: &str) -> Option<PathBuf> {
+    let path = Path::new(model);
+    if path.join("config.json").is_file() {
+        return fs::canonicalize(path).ok();
+    }
+    let repository = cache()?.join(format!("models--{}", model.replace('/', "--")));
+    let revision = fs::read_to_string(repository.join("refs/main")).ok()?;
+    let snapshot = repository.join("snapshots").join(revision.trim());
+    snapshot.join("config.json").is_file().then_some(snapshot)
+}
+
+/// The cache as `huggingface_hub` finds it.
+fn cache() -> Option<PathBuf> {
+    let path = |key| {
+        env::var_os(key)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    path("HF_HUB_CACHE")
+        .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| Some(path("HF_HOME")?.join("hub")))
+        .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface/hub")))
+        .or_else(|| Some(path("HOME")?.join(".cache/huggingface/hub")))
+}
+
+/// Returns the number of tokens that the model in `folder` knows, from its `config.json`. A
+/// multimodal model says it in the configuration of its text part.
+pub fn vocab_size(folder: &Path) -> Option<u32> {
+    let text = fs::read_to_string(folder.join("config.json")).ok()?;
+    let config: Value = serde_json::from_str(&text).ok()?;
+    [
+        "",
+        "text_config",
+        "llm_config",
+        "language_config",
+        "thinker_config",
+    ]
+    .into_iter()
+    .filter_map(|part| {
+        if part.is_empty() {
+            Some(&config)
+        } else {
+            config.get(part)
+        }
+    })
+    .find_map(|part| part.get("vocab_size")?.as_u64())
+    .and_then(|size| u32::try_from(size).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vocabulary_is_found_in_the_text_part_of_a_multimodal_model() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        assert_eq!(vocab_size(dir.path()), None);
+        let write = |text| fs::write(dir.path().join("config.json"), text).expect("write");
+        write(r#"{"vocab_size": 415}"#);
+        assert_eq!(vocab_size(dir.path()), Some(415));
+        write(r#"{"text_config": {"vocab_size": 7}}"#);
+        assert_eq!(vocab_size(dir.path()), Some(7));
+        assert_eq!(
+            folder(dir.path().to_str().expect("path")).as_deref(),
+            Some(dir.path())
+        );
+    }
+}

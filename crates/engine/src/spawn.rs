@@ -1,0 +1,78 @@
+//! Starts vLLM as a headless child.
+
+use std::{fs::File, io, net::SocketAddr, path::Path, process::Stdio};
+
+use tokio::process::{Child, Command};
+
+use crate::{
+    config::Spawn,
+    guard::{self, Guard},
+    process::{Process, ProcessId},
+};
+
+/// A spawned engine.
+pub(crate) struct Spawned {
+    /// vLLM's launcher; the EngineCore is its child, in the same group.
+    pub(crate) child: Child,
+    pub(crate) process: Process,
+    /// Absent if the engine is kept.
+    pub(crate) guard: Option<Guard>,
+}
+
+/// Starts vLLM so that it dials `handshake`.
+///
+/// - `log`: takes stdout and stderr, opened for appending.
+/// - `keep`: whether it may outlive this process.
+///
+/// The arguments after the caller's own exist unchanged in vLLM 0.23 to 0.33
+/// (`vllm/entrypoints/cli/serve.py`, `run_headless`).
+pub(crate) fn spawn(
+    config: &Spawn,
+    handshake: SocketAddr,
+    log: &Path,
+    keep: bool,
+) -> io::Result<Spawned> {
+    let out = crate::logtail::create(log)?;
+    let mut command = command(config, handshake, out)?;
+    let guard = if keep {
+        // SAFETY: setsid is async-signal-safe.
+        unsafe { command.pre_exec(guard::lead_session) };
+        None
+    } else {
+        let guard = Guard::spawn()?;
+        guard.enlist(&mut command)?;
+        Some(guard)
+    };
+    let mut child = command.spawn()?;
+    let pid = child.id().map(u32::cast_signed).and_then(ProcessId::of);
+    let Some(id) = pid else {
+        // It ended at once; its status says more than we could.
+        let status = child.try_wait()?;
+        return Err(io::Error::other(format!("ended at once ({status:?})")));
+    };
+    Ok(Spawned {
+        child,
+        process: Process::open(id)?,
+        guard,
+    })
+}
+
+fn command(config: &Spawn, handshake: SocketAddr, out: File) -> io::Result<Command> {
+    let mut command = Command::new(&config.python);
+    command
+        .args(["-m", "vllm.entrypoints.cli.main", "serve", &config.model])
+        .args(&config.args)
+        .arg("--headless")
+        .args(["--data-parallel-address", &handshake.ip().to_string()])
+        .args(["--data-parallel-rpc-port", &handshake.port().to_string()])
+        .args(["--data-parallel-size-local", "1"])
+        // Without its byte code vLLM compiles itself anew at every start, for half a minute.
+        .env_remove("PYTHONDONTWRITEBYTECODE")
+        // The log is a file; its lines should not wait for a full buffer.
+        .env("PYTHONUNBUFFERED", "1")
+        .envs(config.env.iter().map(|(key, value)| (key, value)))
+        .stdin(Stdio::null())
+        .stderr(out.try_clone()?)
+        .stdout(out);
+    Ok(command)
+}
