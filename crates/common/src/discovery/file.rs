@@ -68,12 +68,25 @@ impl Files {
     }
 
     /// Returns the folder that is used where none is named: `$STATOR_FILE_KV`, else
-    /// `$DYN_FILE_KV`, else `stator` in the folder for temporary files.
+    /// `$DYN_FILE_KV`, else `stator-<user id>` in the folder for temporary files.
     pub fn default_root() -> PathBuf {
         ["STATOR_FILE_KV", "DYN_FILE_KV"]
             .into_iter()
             .find_map(env::var_os)
-            .map_or_else(|| env::temp_dir().join("stator"), PathBuf::from)
+            .map_or_else(private_root, PathBuf::from)
+    }
+
+    fn create(&self) -> Result<(), DiscoveryError> {
+        let created = if self.root == private_root() {
+            create_private(&self.root)
+        } else {
+            fs::create_dir_all(&self.root)
+        };
+        created.map_err(|source| DiscoveryError::Io {
+            action: "use",
+            path: self.root.clone(),
+            source,
+        })
     }
 
     /// Returns the folder.
@@ -90,6 +103,7 @@ impl Discovery for Files {
                 return Err(DiscoveryError::Name(name.clone()));
             }
         }
+        self.create()?;
         let folder = self.root.join(&card.endpoint.namespace);
         fs::create_dir_all(&folder).map_err(|source| DiscoveryError::Io {
             action: "create",
@@ -121,14 +135,35 @@ impl Discovery for Files {
 
     async fn watch(&self) -> Result<Watch, DiscoveryError> {
         // A folder that does not exist yet cannot be watched.
-        fs::create_dir_all(&self.root).map_err(|source| DiscoveryError::Io {
-            action: "create",
-            path: self.root.clone(),
-            source,
-        })?;
+        self.create()?;
         let (sender, events) = mpsc::channel(WATCH_BUFFER);
         tokio::spawn(follow(self.root.clone(), sender));
         Ok(Watch { events })
+    }
+}
+
+/// Returns this user's own folder below the one for temporary files, which everybody can write to.
+fn private_root() -> PathBuf {
+    env::temp_dir().join(format!("stator-{}", nix::unistd::Uid::effective()))
+}
+
+/// Creates a folder that only this user can write to: whoever else can could name workers of his own
+/// and be sent everybody's prompts.
+fn create_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // Of the path itself, not of what a link there, perhaps somebody else's, leads to.
+    let data = fs::symlink_metadata(path)?;
+    let ours = data.uid() == nix::unistd::Uid::effective().as_raw();
+    if data.is_dir() && ours && data.permissions().mode() & 0o022 == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "it is not a folder that only this user can write to; name another one in STATOR_FILE_KV",
+        ))
     }
 }
 
@@ -444,6 +479,20 @@ mod tests {
         let mut watch = files.watch().await.unwrap();
         let _registration = files.register(card("a")).await.unwrap();
         assert_eq!(watch.next().await, put("a"));
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_not_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("mine");
+        create_private(&path).unwrap();
+        create_private(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(create_private(&path).is_err());
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(create_private(&link).is_err());
     }
 
     #[tokio::test]

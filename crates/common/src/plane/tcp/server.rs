@@ -89,6 +89,9 @@ impl ServerConfig {
 
 /// What a worker does with what arrives. Called from the connection's task: must not block.
 pub trait Handler: Send + Sync + 'static {
+    /// A processor connected; its requests may follow.
+    fn opened(&self, _connection: &Arc<Connection>) {}
+
     /// Takes a request. Every stream ends in exactly one last delta, sent by
     /// [`Connection::send`], unless it is cancelled or its connection closes.
     fn submit(&self, connection: &Arc<Connection>, stream: u32, request: GenerateRequest);
@@ -503,6 +506,7 @@ impl Peer {
             Err(ended) => ended,
             Ok(software) => {
                 info!(peer = %self.address, software, "processor connected");
+                handler.opened(&connection);
                 let ended = self
                     .serve(&connection, &mut reader, &mut buf, &*handler)
                     .await;
