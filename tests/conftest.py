@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from support.api import Api
-from support.cluster import Reference, Settings
+from support.cluster import Reference, Settings, Topology
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +35,21 @@ def reference(request, settings):
 
 
 @pytest.fixture(scope="session")
-def candidate(request, settings):
-    """Our processor and worker, on a real engine."""
+def topology(settings):
+    """A processor and a worker on a real engine."""
+    with Topology(settings) as topology:
+        yield topology
+
+
+@pytest.fixture(scope="session")
+def candidate(request):
+    """The server under test: that of `topology` unless another one is given."""
     url = request.config.getoption("--candidate-url")
-    yield Api(url)
+    return Api(url) if url else request.getfixturevalue("topology").api
+
+
+@pytest.fixture(scope="session")
+def simulated(settings):
+    """A processor and two workers on simulated engines."""
+    with Topology(settings, workers=2, engine="sim") as topology:
+        yield topology
