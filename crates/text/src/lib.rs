@@ -1,1 +1,24 @@
 //! Text in, tokens out, and back: pure functions and state machines, no I/O, no clock, no tokio.
+//!
+//! A request passes through [`template`] (messages to prompt text) and [`Tokenizer`] (text to ids); its
+//! answer passes through [`OutputText`] (ids to text, stop strings), [`LogprobTexts`] (the text of
+//! single tokens), [`reasoning`] and [`tools`] (what the text means). What vLLM's own front end answers
+//! is the measure: where Hugging Face or vLLM decide something, this crate decides the same, and says
+//! where it does not.
+
+mod detokenizer;
+mod files;
+mod logprobs;
+mod segments;
+mod stop;
+mod tokenizer;
+mod vocab;
+
+pub mod template;
+
+pub use detokenizer::{DetokenizeOptions, Detokenizer};
+pub use files::{ModelFiles, SpecialTokens};
+pub use logprobs::LogprobTexts;
+pub use segments::SegmentCache;
+pub use stop::{BadStopString, End, OutputText, Pushed, StopStrings};
+pub use tokenizer::{LoadError, Tokenizer, TokenizerError};
