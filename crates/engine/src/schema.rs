@@ -61,7 +61,11 @@ pub struct Table {
 pub struct Field {
     pub name: String,
     /// The value an encoder writes for a field that it does not know; absent: required.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub default: Option<serde_json::Value>,
 }
 

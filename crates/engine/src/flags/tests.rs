@@ -1,0 +1,136 @@
+use super::*;
+
+fn own() -> clap::Command {
+    clap::Command::new("worker")
+        .arg(clap::Arg::new("port").long("port").short('p'))
+        .arg(
+            clap::Arg::new("keep")
+                .long("engine-keep")
+                .action(clap::ArgAction::SetTrue),
+        )
+}
+
+fn run(line: &str) -> Result<Split, FlagError> {
+    let argv = ["worker"].into_iter().chain(line.split_whitespace());
+    split(argv.map(OsString::from), &own(), &EngineFlag::built_in())
+}
+
+fn engine(line: &str) -> Vec<String> {
+    run(line).expect("splits").engine
+}
+
+#[test]
+fn flags_go_to_whom_they_belong_and_ours_win() {
+    let split = run(
+        "--port 1 Qwen/Qwen3 --engine-keep --max-model-len 2k --enforce-eager --dtype=half -p 2",
+    );
+    assert_eq!(
+        split,
+        Ok(Split {
+            own: ["worker", "--port", "1", "--engine-keep", "-p", "2"]
+                .map(OsString::from)
+                .into(),
+            model: Some("Qwen/Qwen3".into()),
+            engine: ["--max-model-len", "2k", "--enforce-eager", "--dtype=half"]
+                .map(String::from)
+                .into(),
+        })
+    );
+}
+
+#[test]
+fn every_spelling_that_vllm_takes_passes_verbatim() {
+    for line in [
+        "--max_model_len 2048",
+        "--no-enable-prefix-caching",
+        "--no_enable_prefix_caching",
+        "--kv-transfer-config {\"kv_connector\":\"NixlConnector\"}",
+        "--kv-transfer-config.kv_connector NixlConnector",
+        "--kv_transfer_config.kv_connector_extra_config.backends+=UCX,POSIX",
+        "-cc.mode=3",
+        "-tp 2",
+        "-tp=2",
+        "-O3",
+        "-O 3",
+        "-O=3",
+        "-Odecode",
+        "-q awq",
+        "--seed -1",
+        "--gpu-memory-util 0.5",
+        "--allowed-media-domains a.example b.example",
+        "--hf-token",
+        "--hf-token x",
+    ] {
+        let expected: Vec<_> = line.split_whitespace().map(String::from).collect();
+        assert_eq!(engine(line), expected, "{line}");
+    }
+}
+
+#[test]
+fn a_model_after_a_flag_without_value_is_the_model() {
+    let split = run("--enforce-eager my/model --trust-remote-code").expect("splits");
+    assert_eq!(split.model.as_deref(), Some("my/model"));
+    for line in ["--model my/model", "--model=my/model"] {
+        let split = run(line).expect("splits");
+        assert_eq!(split.model.as_deref(), Some("my/model"), "{line}");
+        assert!(split.engine.is_empty());
+    }
+    assert!(matches!(run("a b"), Err(FlagError::TwoModels { .. })));
+}
+
+#[test]
+fn an_unknown_flag_fails_and_names_the_nearest() {
+    for (line, nearest) in [
+        ("--max-model-length 5", Some("--max-model-len")),
+        ("--enforce-eagr", Some("--enforce-eager")),
+        ("--engine-kep", Some("--engine-keep")),
+        ("--frobnicate", None),
+        ("-Z", None),
+    ] {
+        let flag = line.split(' ').next().expect("a flag").to_owned();
+        let nearest = nearest.map(String::from);
+        assert_eq!(
+            run(line),
+            Err(FlagError::Unknown { flag, nearest }),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_flag_without_its_value_a_reserved_and_an_ambiguous_one_fail() {
+    assert!(matches!(
+        run("--max-model-len"),
+        Err(FlagError::NoValue { .. })
+    ));
+    assert!(matches!(
+        run("--dtype --seed 1"),
+        Err(FlagError::NoValue { .. })
+    ));
+    for line in ["--headless", "-dpl 2", "--data_parallel_address=x"] {
+        assert!(
+            matches!(run(line), Err(FlagError::Reserved { .. })),
+            "{line}"
+        );
+    }
+    assert!(matches!(
+        run("--max-num 1"),
+        Err(FlagError::Ambiguous { .. })
+    ));
+}
+
+#[test]
+fn what_follows_two_dashes_is_the_engines_unchecked() {
+    let split = run("m -- --from-a-plug-in x --port 3").expect("splits");
+    assert_eq!(split.engine, ["--from-a-plug-in", "x", "--port", "3"]);
+    assert_eq!(split.own, ["worker"]);
+}
+
+#[test]
+fn the_python_is_found_before_anything_is_split() {
+    let argv = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+    let value = |line| own_value(&argv(line), "python");
+    assert_eq!(value("w m --python p --x"), Some("p".into()));
+    assert_eq!(value("w --python=p"), Some("p".into()));
+    assert_eq!(value("w --pythonic p -- --python q"), None);
+}
