@@ -1,1 +1,60 @@
-//! The OpenAI-compatible ingress: validates, templates, tokenizes, routes, detokenizes, streams.
+//! The processor: the OpenAI-compatible front of Stator.
+//!
+//! The source follows a request's way: [`server`] accepts it, [`openai`] reads and validates it,
+//! `generate` renders, tokenizes and answers, [`models`] says what is served, [`pool`] sends it to a worker
+//! and hands back what the worker says. [`config`] and [`metrics`] belong to all of them.
+
+pub mod config;
+mod generate;
+pub mod metrics;
+pub mod models;
+pub mod openai;
+pub mod pool;
+pub mod server;
+mod tokenize;
+
+use std::sync::Arc;
+
+use stator_common::drain::Drain;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::server::{HttpCounters, Keys};
+
+pub use server::{BindError, Processor};
+
+/// What every request handler may use: axum's state is an `Arc` of it.
+pub struct App {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// What is served.
+    pub models: Arc<Models>,
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
+    /// When to stop.
+    pub drain: Drain,
+    pub(crate) keys: Keys,
+    pub(crate) http: HttpCounters,
+}
+
+impl App {
+    /// Puts together what handlers use.
+    pub fn new(
+        config: Arc<Config>,
+        models: Arc<Models>,
+        metrics: Arc<Metrics>,
+        drain: Drain,
+    ) -> Self {
+        let keys = Keys::new(&config);
+        let http = HttpCounters::new(Arc::clone(&metrics));
+        Self {
+            config,
+            models,
+            metrics,
+            drain,
+            keys,
+            http,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The models that are served here: found by discovery, built from the workers' files.
+//!
+//! [`Models`] is what a request looks a model up in: a snapshot behind one atomic pointer. The registry
+//! (`registry`) is one task that follows discovery and replaces the snapshot; `load` fetches and
+//! builds what a model needs, away from the async threads.
+
+mod generation;
+mod load;
+mod registry;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use stator_common::card;
+use stator_common::proto::worker::GenerateRequest;
+use stator_common::{Code, WorkerId};
+
+pub use generation::GenerationConfig;
+pub use load::{Assets, LoadError};
+pub use registry::Registry;
+
+use crate::metrics::ModelMetrics;
+use crate::pool::{Attempt, DispatchError, Pool};
+
+/// One model, with everything needed to turn a request into tokens and tokens into an answer.
+pub struct Model {
+    /// The name that answers carry: the first of `card.names`.
+    pub id: String,
+    /// When this process learnt of it, in seconds since 1970.
+    pub created: u64,
+    /// What its workers publish about it.
+    pub card: card::Model,
+    /// What its files say.
+    pub assets: Assets,
+    /// What is measured about it.
+    pub metrics: ModelMetrics,
+    /// The workers that serve it.
+    pub pool: Pool,
+}
+
+impl Model {
+    /// Sends a request to one of the model's workers and waits for the first delta; see
+    /// [`Pool::dispatch`].
+    ///
+    /// # Errors
+    /// [`DispatchError`].
+    pub async fn dispatch(&self, request: &GenerateRequest) -> Result<Attempt, DispatchError> {
+        self.pool.dispatch(request).await
+    }
+}
+
+/// Why no model of a name can be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoModel {
+    /// No worker ever said that it serves it.
+    #[error("the model `{0}` does not exist")]
+    Unknown(String),
+    /// A worker serves it, but its tokenizer and template are still being fetched.
+    #[error("the model `{0}` is still being loaded")]
+    Loading(String),
+}
+
+impl NoModel {
+    /// Returns the code that a client sees.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unknown(_) => Code::NotFound,
+            Self::Loading(_) => Code::Unavailable,
+        }
+    }
+}
+
+/// A worker that discovery knows and that gets no requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unused {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The first name of its model.
+    pub model: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The models that are served here.
+#[derive(Default)]
+pub struct Models {
+    snapshot: ArcSwap<Snapshot>,
+}
+
+#[derive(Default)]
+struct Snapshot {
+    /// Each model under each of its names.
+    by_name: HashMap<String, Arc<Model>>,
+    /// Each model once, by id.
+    models: Vec<Arc<Model>>,
+    /// Names of models that are still being loaded.
+    loading: HashSet<String>,
+    unused: Vec<Unused>,
+}
+
+impl Models {
+    /// Returns the model of a name.
+    pub fn get(&self, name: &str) -> Option<Arc<Model>> {
+        self.snapshot.load().by_name.get(name).cloned()
+    }
+
+    /// Returns the model of a name, or why there is none.
+    ///
+    /// # Errors
+    /// [`NoModel`].
+    pub fn find(&self, name: &str) -> Result<Arc<Model>, NoModel> {
+        let snapshot = self.snapshot.load();
+        match snapshot.by_name.get(name) {
+            Some(model) => Ok(Arc::clone(model)),
+            None if snapshot.loading.contains(name) => Err(NoModel::Loading(name.to_owned())),
+            None => Err(NoModel::Unknown(name.to_owned())),
+        }
+    }
+
+    /// Returns each model once, ordered by id.
+    pub fn list(&self) -> Vec<Arc<Model>> {
+        self.snapshot.load().models.clone()
+    }
+
+    /// Returns the workers that are known and not used.
+    pub fn unused(&self) -> Vec<Unused> {
+        self.snapshot.load().unused.clone()
+    }
+}

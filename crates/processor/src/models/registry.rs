@@ -1,0 +1,407 @@
+//! Follows discovery: which workers serve which model, from their arrival to their departure.
+//!
+//! One task owns this state. Workers that serve the same model are a group; the group's first worker
+//! decides what the model is, and a later one that disagrees (another tokenizer, other limits) is refused
+//! until the others have gone: mixed silently, it would answer some requests wrongly.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use metrics::Counter;
+use stator_common::card::{self, Card, Role};
+use stator_common::discovery::{Event, Watch};
+use stator_common::plane::tcp::{Client, ClientConfig};
+use stator_common::{BlobHash, WorkerId};
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::{error, info, warn};
+
+use super::load::{self, Assets, LoadError};
+use super::{Model, Models, Snapshot, Unused};
+use crate::metrics::Metrics;
+use crate::pool::{Pool, RouterMode, Worker};
+
+/// Pause before a model's files are asked for again, when no worker could deliver them.
+const RELOAD_PAUSE: Duration = Duration::from_millis(500);
+
+/// The task's state.
+pub struct Registry {
+    models: Arc<Models>,
+    metrics: Arc<Metrics>,
+    refusals: Counter,
+    namespace: Option<String>,
+    mode: RouterMode,
+    /// By model id.
+    groups: HashMap<String, Group>,
+    refused: HashMap<WorkerId, Refused>,
+    loads: JoinSet<Loaded>,
+}
+
+/// The workers of one model.
+struct Group {
+    fingerprint: BlobHash,
+    model: card::Model,
+    workers: Vec<Arc<Worker>>,
+    state: GroupState,
+}
+
+enum GroupState {
+    Loading(AbortHandle),
+    Ready(Arc<Model>),
+    Failed(String),
+}
+
+struct Refused {
+    card: Arc<Card>,
+    reason: String,
+}
+
+/// The end of a load.
+struct Loaded {
+    id: String,
+    fingerprint: BlobHash,
+    result: Result<Assets, LoadError>,
+}
+
+impl Registry {
+    /// Returns a registry that publishes into `models`.
+    ///
+    /// - `namespace`: whose workers are used; absent: everybody's.
+    pub fn new(
+        models: Arc<Models>,
+        metrics: Arc<Metrics>,
+        namespace: Option<String>,
+        mode: RouterMode,
+    ) -> Self {
+        Self {
+            refusals: metrics.workers_refused(),
+            models,
+            metrics,
+            namespace,
+            mode,
+            groups: HashMap::new(),
+            refused: HashMap::new(),
+            loads: JoinSet::new(),
+        }
+    }
+
+    /// Follows `events` until they end.
+    pub async fn run(mut self, mut events: Watch) {
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::Put(card)) => self.put(Arc::from(card)),
+                    Some(Event::Gone(worker)) => self.gone(&worker),
+                    None => return,
+                },
+                Some(loaded) = self.loads.join_next() => match loaded {
+                    Ok(loaded) => self.loaded(loaded),
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => error!(%error, "loading a model panicked"),
+                },
+            }
+            self.publish();
+        }
+    }
+
+    fn put(&mut self, card: Arc<Card>) {
+        if self
+            .namespace
+            .as_ref()
+            .is_some_and(|own| *own != card.endpoint.namespace)
+        {
+            return;
+        }
+        match card.role {
+            Role::Agg => {}
+            // The other roles serve legs of a hand-off, which this processor does not run.
+            Role::Prefill | Role::Decode | Role::Encode => return,
+        }
+        if let Some(known) = self.known(&card.worker) {
+            if **known == *card {
+                return;
+            }
+            self.gone(&card.worker);
+        }
+        self.admit(card);
+    }
+
+    fn known(&self, worker: &WorkerId) -> Option<&Arc<Card>> {
+        let mut workers = self.groups.values().flat_map(|group| &group.workers);
+        workers
+            .find(|known| known.id() == worker)
+            .map(|known| known.card())
+            .or_else(|| self.refused.get(worker).map(|refused| &refused.card))
+    }
+
+    fn admit(&mut self, card: Arc<Card>) {
+        if let Err(reason) = self.check(&card) {
+            error!(worker = %card.worker, address = card.address, reason, "worker refused");
+            self.refusals.increment(1);
+            self.refused
+                .insert(card.worker.clone(), Refused { card, reason });
+            return;
+        }
+        let id = card.model.names[0].clone();
+        info!(worker = %card.worker, address = card.address, model = id, "worker joined");
+        let worker = Arc::new(Worker::new(Arc::clone(&card), connect(&card)));
+        match self.groups.entry(id) {
+            Entry::Occupied(mut group) => {
+                let group = group.get_mut();
+                if let GroupState::Ready(model) = &group.state {
+                    model.pool.add(&worker);
+                }
+                group.workers.push(worker);
+            }
+            Entry::Vacant(entry) => {
+                let fingerprint = card.model.fingerprint();
+                let load = load(
+                    entry.key(),
+                    &fingerprint,
+                    vec![Arc::clone(&worker)],
+                    Duration::ZERO,
+                );
+                entry.insert(Group {
+                    fingerprint,
+                    model: card.model.clone(),
+                    workers: vec![worker],
+                    state: GroupState::Loading(self.loads.spawn(load)),
+                });
+            }
+        }
+    }
+
+    /// Says whether a worker fits those that are there, and if not, why.
+    fn check(&self, card: &Card) -> Result<(), String> {
+        let Some(id) = card.model.names.first() else {
+            return Err("its model has no name".to_owned());
+        };
+        if let Some(group) = self.groups.get(id) {
+            if group.fingerprint == card.model.fingerprint() {
+                return Ok(());
+            }
+            return Err(disagreement(&group.model, &card.model));
+        }
+        let taken = self.groups.iter().find_map(|(other, group)| {
+            let shared = group
+                .model
+                .names
+                .iter()
+                .find(|name| card.model.names.contains(name))?;
+            Some(format!("the name {shared} belongs to the model {other}"))
+        });
+        taken.map_or(Ok(()), Err)
+    }
+
+    fn gone(&mut self, worker: &WorkerId) {
+        if self.refused.remove(worker).is_some() {
+            return;
+        }
+        let mut groups = self.groups.iter_mut();
+        let Some((id, group)) =
+            groups.find(|(_, group)| group.workers.iter().any(|known| known.id() == worker))
+        else {
+            return;
+        };
+        info!(%worker, model = id, "worker left");
+        group.workers.retain(|known| known.id() != worker);
+        if let GroupState::Ready(model) = &group.state {
+            model.pool.remove(worker);
+        }
+        if !group.workers.is_empty() {
+            return;
+        }
+        let id = id.clone();
+        if let Some(group) = self.groups.remove(&id)
+            && let GroupState::Loading(load) = group.state
+        {
+            load.abort();
+        }
+        info!(model = id, "model no longer served");
+        // Whoever was refused because of this model may fit now.
+        for refused in std::mem::take(&mut self.refused).into_values() {
+            self.admit(refused.card);
+        }
+    }
+
+    fn loaded(&mut self, loaded: Loaded) {
+        let Loaded {
+            id,
+            fingerprint,
+            result,
+        } = loaded;
+        let Some(group) = self
+            .groups
+            .get_mut(&id)
+            .filter(|group| group.fingerprint == fingerprint)
+        else {
+            return;
+        };
+        group.state = match result {
+            Ok(assets) => {
+                let metrics = self.metrics.model(&id);
+                let pool = Pool::new(self.mode, rand::random(), metrics.retries.clone());
+                for worker in &group.workers {
+                    pool.add(worker);
+                }
+                info!(model = id, workers = group.workers.len(), "model ready");
+                let model = Model {
+                    id,
+                    created: now(),
+                    card: group.model.clone(),
+                    assets,
+                    metrics,
+                    pool,
+                };
+                GroupState::Ready(Arc::new(model))
+            }
+            Err(error) if error.may_pass() => {
+                warn!(model = id, %error, "model files could not be fetched, trying again");
+                let load = load(&id, &fingerprint, group.workers.clone(), RELOAD_PAUSE);
+                GroupState::Loading(self.loads.spawn(load))
+            }
+            Err(error) => {
+                error!(model = id, %error, "model cannot be served");
+                GroupState::Failed(error.to_string())
+            }
+        };
+    }
+
+    fn publish(&self) {
+        let mut snapshot = Snapshot::default();
+        for group in self.groups.values() {
+            match &group.state {
+                GroupState::Ready(model) => {
+                    snapshot.models.push(Arc::clone(model));
+                    let names = model.card.names.iter();
+                    snapshot
+                        .by_name
+                        .extend(names.map(|name| (name.clone(), Arc::clone(model))));
+                }
+                GroupState::Loading(_) => {
+                    snapshot.loading.extend(group.model.names.iter().cloned());
+                    snapshot
+                        .unused
+                        .extend(unused(group, "its model is still being loaded"));
+                }
+                GroupState::Failed(reason) => {
+                    snapshot.loading.extend(group.model.names.iter().cloned());
+                    snapshot.unused.extend(unused(group, reason));
+                }
+            }
+        }
+        snapshot.models.sort_by(|a, b| a.id.cmp(&b.id));
+        snapshot.unused.extend(self.refused.values().map(|refused| {
+            Unused {
+                worker: refused.card.worker.clone(),
+                model: refused
+                    .card
+                    .model
+                    .names
+                    .first()
+                    .cloned()
+                    .unwrap_or_default(),
+                reason: refused.reason.clone(),
+            }
+        }));
+        snapshot.unused.sort_by(|a, b| a.worker.cmp(&b.worker));
+        self.models.snapshot.store(Arc::new(snapshot));
+    }
+}
+
+fn unused(group: &Group, reason: &str) -> impl Iterator<Item = Unused> {
+    group.workers.iter().map(move |worker| Unused {
+        worker: worker.id().clone(),
+        model: group.model.names[0].clone(),
+        reason: reason.to_owned(),
+    })
+}
+
+fn connect(card: &Card) -> Client {
+    let config = ClientConfig {
+        worker: Some(card.worker.clone()),
+        ..ClientConfig::default()
+    };
+    Client::connect(&card.address, config)
+}
+
+/// Loads a model from the first worker that can deliver it.
+fn load(
+    id: &str,
+    fingerprint: &BlobHash,
+    workers: Vec<Arc<Worker>>,
+    pause: Duration,
+) -> impl Future<Output = Loaded> + Send + 'static {
+    let (id, fingerprint) = (id.to_owned(), fingerprint.clone());
+    async move {
+        tokio::time::sleep(pause).await;
+        let result = load::any(&workers).await;
+        Loaded {
+            id,
+            fingerprint,
+            result,
+        }
+    }
+}
+
+/// Says what is different between a model and a worker that calls its own model the same.
+fn disagreement(ours: &card::Model, theirs: &card::Model) -> String {
+    let files = ours.files.keys().chain(theirs.files.keys());
+    let mut different: Vec<String> = files
+        .filter(|name| ours.files.get(*name) != theirs.files.get(*name))
+        .map(|name| format!("file {name}"))
+        .collect();
+    different.sort();
+    different.dedup();
+    let values = [
+        (
+            "names",
+            format!("{:?}", ours.names),
+            format!("{:?}", theirs.names),
+        ),
+        (
+            "max_model_len",
+            ours.max_model_len.to_string(),
+            theirs.max_model_len.to_string(),
+        ),
+        (
+            "vocab_size",
+            ours.vocab_size.to_string(),
+            theirs.vocab_size.to_string(),
+        ),
+        (
+            "block_size",
+            ours.block_size.to_string(),
+            theirs.block_size.to_string(),
+        ),
+        (
+            "tool_call_parser",
+            name(&ours.tool_call_parser),
+            name(&theirs.tool_call_parser),
+        ),
+        (
+            "reasoning_parser",
+            name(&ours.reasoning_parser),
+            name(&theirs.reasoning_parser),
+        ),
+    ];
+    let values = values
+        .into_iter()
+        .filter(|(_, ours, theirs)| ours != theirs);
+    different.extend(values.map(|(what, ours, theirs)| format!("{what} ({theirs}, not {ours})")));
+    format!(
+        "it disagrees with the workers that serve the model: {}",
+        different.join(", ")
+    )
+}
+
+fn name(parser: &Option<String>) -> String {
+    parser.clone().unwrap_or_else(|| "none".to_owned())
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,224 @@
+//! One try at one worker: booked, begun, streamed.
+
+use std::cell::OnceCell;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures::StreamExt;
+use stator_common::plane::tcp::DeltaStream;
+use stator_common::proto::worker::{self, Delta, FinishReason, GenerateRequest};
+use stator_common::{Code, ids::WorkerId};
+use stator_router::Booking;
+
+use super::{DispatchError, Target, Worker};
+
+/// A request whose worker is chosen and whose load is booked there; not sent yet.
+pub(super) struct Booked {
+    target: Arc<Target>,
+    booking: Booking,
+}
+
+impl Booked {
+    pub(super) fn new(target: &Arc<Target>, prompt_tokens: usize) -> Self {
+        target.worker.chosen();
+        Self {
+            target: Arc::clone(target),
+            booking: target.ledger.book(prompt_tokens),
+        }
+    }
+
+    pub(super) fn worker(&self) -> &Arc<Worker> {
+        &self.target.worker
+    }
+
+    /// Sends the request and waits for the first delta.
+    ///
+    /// # Errors
+    /// The worker refused the request, or was lost before it answered.
+    pub(super) async fn begin(self, request: &GenerateRequest) -> Result<Attempt, DispatchError> {
+        let Self { target, booking } = self;
+        let client = target.worker.client();
+        let sent = if target.dp_rank.is_some() && request.dp_rank.is_none() {
+            client.generate(&GenerateRequest {
+                dp_rank: target.dp_rank,
+                ..request.clone()
+            })
+        } else {
+            client.generate(request)
+        };
+        let stream = sent.map_err(|error| DispatchError {
+            code: error.code(),
+            message: error.to_string(),
+            field: None,
+        })?;
+        let mut attempt = Attempt {
+            stream,
+            target,
+            booking: Some(booking),
+            first: None,
+        };
+        let first = attempt.next().await;
+        match first {
+            Some(delta) if delta.finish == FinishReason::Error as i32 => Err(refusal(delta)),
+            Some(delta) => {
+                attempt.target.worker.answered();
+                attempt.first = Some(delta);
+                Ok(attempt)
+            }
+            None => Err(DispatchError {
+                code: Code::Disconnected,
+                message: "the worker ended the stream without an answer".to_owned(),
+                field: None,
+            }),
+        }
+    }
+}
+
+/// Returns why a worker ended a stream in an error.
+fn refusal(delta: Delta) -> DispatchError {
+    match delta.error {
+        Some(error) => DispatchError {
+            code: error.code().into(),
+            field: (!error.field.is_empty()).then(|| error.field.clone()),
+            message: error.message,
+        },
+        None => DispatchError {
+            code: Code::Internal,
+            message: "the worker failed without a reason".to_owned(),
+            field: None,
+        },
+    }
+}
+
+/// A request that a worker answers. Dropping it before the last delta cancels it in the engine.
+pub struct Attempt {
+    stream: DeltaStream,
+    target: Arc<Target>,
+    /// Absent after the last delta.
+    booking: Option<Booking>,
+    first: Option<Delta>,
+}
+
+impl Attempt {
+    /// Returns what came since the last call, or `None` after the delta with a finish reason.
+    ///
+    /// Several engine steps come as one delta where the caller was slower than the engine. A worker that
+    /// is lost ends the stream with [`FinishReason::Error`] and a reason. Cancel safe.
+    pub async fn next(&mut self) -> Option<Delta> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Does what [`Attempt::next`] does, for callers that are polled themselves.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Delta>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        if self.booking.is_none() {
+            return Poll::Ready(None);
+        }
+        let delta = ready!(self.stream.poll_next_unpin(cx));
+        match &delta {
+            Some(delta) => self.account(delta),
+            None => self.booking = None,
+        }
+        Poll::Ready(delta)
+    }
+
+    /// Returns the worker that answers.
+    pub fn worker(&self) -> &WorkerId {
+        self.target.worker.id()
+    }
+
+    fn account(&mut self, delta: &Delta) {
+        if delta.finish == FinishReason::Unspecified as i32 {
+            if let Some(booking) = &mut self.booking {
+                booking.generated(delta.tokens.len());
+            }
+            return;
+        }
+        self.booking = None;
+        if let Some(error) = &delta.error {
+            self.target.worker.failed(
+                worker::Code::try_from(error.code)
+                    .unwrap_or_default()
+                    .into(),
+            );
+        }
+    }
+}
+
+/// What the router may ask about a request; the tokens are unpacked only if it asks for them.
+pub(super) struct Prompt<'a> {
+    request: &'a GenerateRequest,
+    tokens: OnceCell<Vec<u32>>,
+}
+
+impl<'a> Prompt<'a> {
+    pub(super) fn new(request: &'a GenerateRequest) -> Self {
+        Self {
+            request,
+            tokens: OnceCell::new(),
+        }
+    }
+
+    /// Returns the number of tokens.
+    pub(super) fn len(&self) -> usize {
+        self.request.prompt_tokens.len() / size_of::<u32>()
+    }
+}
+
+impl stator_router::Prompt for Prompt<'_> {
+    fn tokens(&self) -> &[u32] {
+        self.tokens.get_or_init(|| {
+            let words = self.request.prompt_tokens.chunks_exact(size_of::<u32>());
+            words
+                .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")))
+                .collect()
+        })
+    }
+
+    fn lora(&self) -> &str {
+        &self.request.lora
+    }
+
+    fn cache_salt(&self) -> &str {
+        &self.request.cache_salt
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stator_router::Prompt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_prompt_is_unpacked_as_little_endian_words() {
+        let request = GenerateRequest {
+            prompt_tokens: vec![1, 0, 0, 0, 0, 1, 0, 0].into(),
+            lora: "l".to_owned(),
+            ..GenerateRequest::default()
+        };
+        let prompt = Prompt::new(&request);
+        assert_eq!(
+            (prompt.len(), prompt.tokens(), prompt.lora()),
+            (2, &[1, 256][..], "l")
+        );
+    }
+
+    #[test]
+    fn a_refusal_carries_the_code_and_field_of_the_worker() {
+        let error = worker::Error {
+            code: worker::Code::InvalidRequest.into(),
+            message: "too many".to_owned(),
+            field: "logprobs".to_owned(),
+        };
+        let error = refusal(Delta {
+            error: Some(error),
+            ..Delta::default()
+        });
+        assert_eq!(error.code(), Code::InvalidRequest);
+        assert_eq!(error.field.as_deref(), Some("logprobs"));
+    }
+}

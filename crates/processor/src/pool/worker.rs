@@ -1,0 +1,163 @@
+//! One worker as the processor knows it, and the targets that it offers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use stator_common::card::Card;
+use stator_common::plane::tcp::{Client, State};
+use stator_common::proto::worker::Load;
+use stator_common::{Code, WorkerId};
+use stator_router::Ledger;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How long a worker is avoided after its first failure; doubles with each further one.
+const INHIBIT_FIRST: Duration = Duration::from_millis(500);
+/// How long a worker is avoided at most. A worker that is really gone leaves discovery, in about this time.
+const INHIBIT_MOST: Duration = Duration::from_secs(10);
+
+/// Whether a worker may get a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// Connected.
+    Open,
+    /// Connected, but it failed a moment ago.
+    Inhibited,
+    /// Not connected, or it takes nothing new.
+    Absent,
+}
+
+/// One worker process.
+pub struct Worker {
+    card: Arc<Card>,
+    client: Client,
+    state: watch::Receiver<State>,
+    inhibition: Mutex<Inhibition>,
+    decisions: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inhibition {
+    until: Option<Instant>,
+    failures: u32,
+}
+
+impl Worker {
+    pub(crate) fn new(card: Arc<Card>, client: Client) -> Self {
+        let state = client.state();
+        Self {
+            card,
+            client,
+            state,
+            inhibition: Mutex::default(),
+            decisions: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the worker's id.
+    pub fn id(&self) -> &WorkerId {
+        &self.card.worker
+    }
+
+    /// Returns what it published about itself.
+    pub fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+
+    /// Returns the connection to it.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Returns the state of the connection.
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Says whether the connection stands and the worker takes requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(*self.state.borrow(), State::Ready)
+    }
+
+    /// Returns what it last reported about its engines; zeros before.
+    pub fn reported(&self) -> Load {
+        self.client.load()
+    }
+
+    /// Returns how many requests were sent to it.
+    pub fn decisions(&self) -> u64 {
+        self.decisions.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it may get a request now.
+    pub fn availability(&self) -> Availability {
+        if !self.is_ready() {
+            return Availability::Absent;
+        }
+        match self.inhibition.lock().until {
+            Some(until) if Instant::now() < until => Availability::Inhibited,
+            _ => Availability::Open,
+        }
+    }
+
+    pub(crate) fn chosen(&self) {
+        self.decisions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Avoids the worker for a while, where the failure says something about the worker.
+    pub(crate) fn failed(&self, code: Code) {
+        match code {
+            // Its queue is full for this moment: the next request may find room, and the load that is
+            // booked and reported keeps it from being chosen too often.
+            Code::Overloaded => {}
+            Code::Unavailable | Code::Draining | Code::EngineDead | Code::Disconnected => {
+                let mut inhibition = self.inhibition.lock();
+                let pause = INHIBIT_FIRST
+                    .saturating_mul(1 << inhibition.failures.min(8))
+                    .min(INHIBIT_MOST);
+                inhibition.failures += 1;
+                inhibition.until = Some(Instant::now() + pause);
+            }
+            Code::InvalidRequest
+            | Code::NotFound
+            | Code::TooLarge
+            | Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Incompatible
+            | Code::Unauthenticated
+            | Code::Internal => {}
+        }
+    }
+
+    /// Forgets earlier failures: it answered.
+    pub(crate) fn answered(&self) {
+        let mut inhibition = self.inhibition.lock();
+        if inhibition.failures != 0 {
+            *inhibition = Inhibition::default();
+        }
+    }
+}
+
+/// Where a request can be sent: a worker, or one data-parallel rank of it.
+pub struct Target {
+    /// The process.
+    pub worker: Arc<Worker>,
+    /// The rank; absent where the worker has only one.
+    pub dp_rank: Option<u32>,
+    /// What this processor booked on it.
+    pub ledger: Ledger,
+}
+
+impl Target {
+    /// Returns the targets that a worker offers.
+    pub(crate) fn of(worker: &Arc<Worker>) -> impl Iterator<Item = Self> {
+        let ranks = worker.card.model.dp_size.max(1);
+        (0..ranks).map(move |rank| Self {
+            worker: Arc::clone(worker),
+            dp_rank: (ranks > 1).then_some(rank),
+            ledger: Ledger::default(),
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! The HTTP side: from a socket to a handler and back.
+//!
+//! `listener` accepts connections, `connection` runs each under its time-outs, `tls` wraps it, `front`
+//! does what every request needs (id, key, count), `routes` says which handler answers. What the
+//! generating routes do is not here but in [`crate::openai`].
+
+mod auth;
+mod body;
+mod connection;
+mod front;
+mod health;
+mod listener;
+mod models;
+mod openapi;
+mod posture;
+mod routes;
+mod scrape;
+mod tls;
+mod workers;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use stator_common::discovery::{Discovery, file, mem};
+use stator_common::drain::Drain;
+
+use crate::App;
+use crate::config::{Config, DiscoveryBackend};
+use crate::metrics::Metrics;
+use crate::models::{Models, Registry};
+
+pub(crate) use auth::Keys;
+pub(crate) use routes::HttpCounters;
+
+pub use body::RequestBody;
+pub use front::RequestId;
+pub use tls::TlsError;
+
+/// Why the processor could not take its place.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The name of the host means no address.
+    #[error("resolve {host}")]
+    Resolve {
+        /// As configured.
+        host: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The address cannot be listened on.
+    #[error("listen on {addr}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Opens the configured discovery.
+pub fn discovery(config: &Config) -> Arc<dyn Discovery> {
+    match config.discovery_backend {
+        DiscoveryBackend::File => {
+            let root = config
+                .discovery_path
+                .clone()
+                .unwrap_or_else(file::Files::default_root);
+            Arc::new(file::Files::new(root))
+        }
+        DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
+    }
+}
+
+/// A processor whose port is taken and that serves nobody yet.
+pub struct Processor {
+    config: Arc<Config>,
+    listener: listener::Listener,
+}
+
+impl Processor {
+    /// Takes the port and reads certificate and key, so that mistakes show at once.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub async fn bind(config: Config) -> Result<Self, BindError> {
+        let listener = listener::Listener::bind(&config).await?;
+        Ok(Self {
+            config: Arc::new(config),
+            listener,
+        })
+    }
+
+    /// Returns the address that clients connect to, with the real port.
+    pub fn addr(&self) -> SocketAddr {
+        self.listener.addr()
+    }
+
+    /// Serves until drained: finishes what runs after *draining*, cuts it off at *aborting*.
+    ///
+    /// # Errors
+    /// When discovery cannot be watched.
+    pub async fn serve(self, discovery: Arc<dyn Discovery>, drain: Drain) -> anyhow::Result<()> {
+        let models = Arc::new(Models::default());
+        let metrics = Arc::new(Metrics::new());
+        let registry = Registry::new(
+            Arc::clone(&models),
+            Arc::clone(&metrics),
+            self.config.namespace.clone(),
+            self.config.router_mode,
+        );
+        let app = Arc::new(App::new(self.config, models, metrics, drain.clone()));
+        let workers = discovery.watch().await.context("watch discovery")?;
+        posture::announce(&app.config, self.listener.addr());
+        let router = routes::router(Arc::clone(&app));
+        tokio::select! {
+            () = self.listener.serve(Arc::clone(&app), router, drain) => {}
+            () = registry.run(workers) => {}
+            () = app.metrics.upkeep() => {}
+        }
+        Ok(())
+    }
+}

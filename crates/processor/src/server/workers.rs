@@ -1,0 +1,71 @@
+//! `GET /workers`: what the router believes.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use crate::App;
+use crate::models::Model;
+use crate::pool::{Availability, Target};
+
+/// Shows every target with its state and load, and the workers that get no requests.
+pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Value> {
+    let unused = app.models.unused().into_iter().map(|unused| {
+        json!({
+            "worker": unused.worker,
+            "model": unused.model,
+            "reason": unused.reason,
+        })
+    });
+    Json(json!({
+        "router_mode": app.config.router_mode,
+        "models": app.models.list().iter().map(|model| entry(model)).collect::<Vec<_>>(),
+        "unused": unused.collect::<Vec<_>>(),
+    }))
+}
+
+fn entry(model: &Model) -> Value {
+    let targets = model.pool.targets();
+    json!({
+        "model": model.id,
+        "names": model.card.names,
+        "targets": targets.iter().map(|target| describe(target)).collect::<Vec<_>>(),
+    })
+}
+
+fn describe(target: &Target) -> Value {
+    let worker = &target.worker;
+    let card = worker.card();
+    let booked = target.ledger.load();
+    let reported = worker.reported();
+    json!({
+        "worker": worker.id(),
+        "dp_rank": target.dp_rank,
+        "endpoint": card.endpoint.to_string(),
+        "address": card.address,
+        "role": card.role,
+        "vllm_version": card.model.vllm_version,
+        "kv_blocks": card.model.kv_blocks,
+        "block_size": card.model.block_size,
+        "max_num_seqs": card.model.max_num_seqs,
+        "connection": format!("{:?}", worker.state()),
+        "availability": match worker.availability() {
+            Availability::Open => "open",
+            Availability::Inhibited => "inhibited",
+            Availability::Absent => "absent",
+        },
+        "decisions": worker.decisions(),
+        "booked": {
+            "requests": booked.requests,
+            "prefill_tokens": booked.prefill_tokens,
+            "decode_tokens": booked.decode_tokens,
+        },
+        "reported": {
+            "running": reported.running,
+            "waiting": reported.waiting,
+            "kv_usage": reported.kv_usage,
+        },
+    })
+}
