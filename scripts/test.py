@@ -23,7 +23,7 @@ def run() -> int:
     tests = setup_tests.python()
     env = host.environment() | {
         # Where the tests of both languages find a real engine and its model.
-        "VLLM_VENV": str(vllm.parent.parent),
+        "STATOR_PYTHON": str(vllm),
         "STATOR_TEST_MODEL": str(model.tiny(tests)),
     }
     parts = {
