@@ -1,0 +1,86 @@
+//! `POST /v1/chat/completions`: a conversation in, its next message out.
+
+mod convert;
+mod full;
+mod listed;
+mod logprobs;
+mod reader;
+mod render;
+mod stream;
+mod structural;
+mod tools;
+pub(crate) mod types;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+
+use super::common::{self, Arrival};
+use super::error::ApiError;
+use super::request;
+use crate::App;
+use crate::config::ReasoningField;
+use crate::generate::{Generation, collect, sse};
+use crate::metrics::{Endpoint, Observation, Outcome};
+use crate::models::Model;
+use crate::server::{RequestBody, RequestId};
+use types::ChatRequest;
+
+pub(crate) use render::{Rendering, render};
+
+/// Answers a chat completion request.
+pub(crate) async fn handle(
+    State(app): State<Arc<App>>,
+    Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
+    RequestBody(body): RequestBody,
+) -> Result<Response, ApiError> {
+    let request: ChatRequest = request::parse(&body)?;
+    let bytes = body.len();
+    drop(body);
+    let model = common::model(&app, request.shared.model.as_deref())?;
+    let mut observation = model.metrics.begin(Endpoint::Chat);
+    let arrival = Arrival { id, headers };
+    let prepared = convert::prepare(request, bytes, &model, &arrival, &app.config).await;
+    let prepared = prepared.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
+    answer(
+        prepared,
+        model,
+        app.config.reasoning_field_name,
+        observation,
+    )
+    .await
+}
+
+async fn answer(
+    prepared: convert::Prepared,
+    model: Arc<Model>,
+    reasoning_field: ReasoningField,
+    mut observation: Observation,
+) -> Result<Response, ApiError> {
+    let convert::Prepared {
+        choices,
+        readers,
+        answer,
+        stream,
+    } = prepared;
+    observation.prompt(answer.prompt.tokens.len());
+    let generation = Generation::new(choices);
+    if let Some(usage) = stream {
+        let stream = stream::Stream::new(answer, &model, usage, readers, reasoning_field);
+        return sse(generation, stream, observation).await;
+    }
+    let collected = collect(generation, &mut observation).await;
+    let collected = collected.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
+    observation.end(Outcome::Success);
+    Ok(full::response(
+        &answer,
+        &model,
+        &collected,
+        readers,
+        reasoning_field,
+    ))
+}

@@ -1,0 +1,271 @@
+//! What the generating endpoints do alike: find the model, name the request, begin its choices.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::http::HeaderMap;
+use bytes::BytesMut;
+use stator_common::Code;
+use stator_common::proto::worker::{GenerateRequest, Sampling};
+use stator_text::{DetokenizeOptions, OutputText, StopStrings};
+
+use super::error::ApiError;
+use super::json;
+use super::prompt::Prompt;
+use super::request::{Int, Shared};
+use super::sampling::{self, Limits};
+use crate::App;
+use crate::generate::Choice;
+use crate::models::Model;
+use crate::server::RequestId;
+
+/// Characters of a cache salt (vLLM's `_MAX_CACHE_SALT_LENGTH`; longer ones do not fit downstream caches).
+const MAX_SALT: usize = 128;
+
+/// Returns the model that a request names; without a name, the only one there is.
+///
+/// # Errors
+/// It does not exist, or several do and none was named.
+pub(crate) fn model(app: &App, name: Option<&str>) -> Result<Arc<Model>, ApiError> {
+    if let Some(name) = name.filter(|name| !name.is_empty()) {
+        return app
+            .models
+            .find(name)
+            .map_err(|error| ApiError::new(error.code(), error.to_string()).with_param("model"));
+    }
+    match &app.models.list()[..] {
+        [model] => Ok(Arc::clone(model)),
+        [] => Err(ApiError::new(
+            Code::Unavailable,
+            "no model is being served yet",
+        )),
+        _ => Err(ApiError::invalid(
+            "model",
+            "model: several models are served, name one",
+        )),
+    }
+}
+
+/// Returns what a model allows.
+pub(crate) fn limits(model: &Model) -> Limits<'_> {
+    Limits {
+        max_model_len: model.card.max_model_len,
+        vocab_size: model.card.vocab_size,
+        max_logprobs: model.card.max_logprobs,
+        eos_token_id: model.assets.tokenizer.special().eos_id,
+        generation: &model.assets.generation_config,
+    }
+}
+
+/// What came with a request besides its body.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) id: RequestId,
+    pub(crate) headers: HeaderMap,
+}
+
+/// What every event and answer of a request repeats.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    pub(crate) id: String,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) model: String,
+}
+
+impl Head {
+    /// Names a request: by the client's `x-request-id`, its `request_id`, or at random.
+    pub(crate) fn new(prefix: &str, shared: &Shared, arrival: &Arrival, model: &Model) -> Self {
+        let own = shared
+            .request_id
+            .as_deref()
+            .filter(|_| !arrival.headers.contains_key("x-request-id"));
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Self {
+            id: format!("{prefix}-{}", own.unwrap_or(arrival.id.as_str())),
+            created: now.map_or(0, |now| now.as_secs()),
+            model: model.id.clone(),
+        }
+    }
+
+    /// Writes the beginning of an answer, up to and without `"choices"`.
+    pub(crate) fn write(&self, object: &str, out: &mut BytesMut) {
+        json::raw(out, "{\"id\":");
+        json::string(out, &self.id);
+        json::raw(out, ",\"object\":\"");
+        json::raw(out, object);
+        json::raw(out, "\",\"created\":");
+        json::number(out, self.created);
+        json::raw(out, ",\"model\":");
+        json::string(out, &self.model);
+        json::raw(out, ",");
+    }
+
+    /// Returns the beginning of every event of a stream, up to and with `"choices":[`.
+    pub(crate) fn event(&self, object: &str) -> BytesMut {
+        let mut out = BytesMut::from("data: ");
+        self.write(object, &mut out);
+        json::raw(&mut out, "\"choices\":[");
+        out
+    }
+}
+
+/// Whether a stream carries its usage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum StreamUsage {
+    /// Not at all.
+    #[default]
+    Never,
+    /// In one more event at its end.
+    AtEnd,
+    /// In every event.
+    Continuous,
+}
+
+impl StreamUsage {
+    /// Reads `stream_options`.
+    ///
+    /// # Errors
+    /// They are there and the answer is not a stream.
+    pub(crate) fn new(shared: &Shared) -> Result<Self, ApiError> {
+        let Some(options) = shared.stream_options else {
+            return Ok(Self::Never);
+        };
+        let name = "stream_options";
+        if shared.stream != Some(true) {
+            return Err(ApiError::invalid(
+                name,
+                "stream_options can only be used with stream",
+            ));
+        }
+        Ok(
+            match (options.include_usage, options.continuous_usage_stats) {
+                (Some(true), Some(true)) => Self::Continuous,
+                (Some(true), _) => Self::AtEnd,
+                _ => Self::Never,
+            },
+        )
+    }
+}
+
+/// What all choices of a request share when they are sent.
+pub(crate) struct Common {
+    request_id: String,
+    n: usize,
+    priority: i32,
+    cache_salt: String,
+    dp_rank: Option<u32>,
+    trace_headers: HashMap<String, String>,
+    stop: Vec<String>,
+    include_stop: bool,
+    detokenize: DetokenizeOptions,
+}
+
+impl Common {
+    /// Reads the fields.
+    ///
+    /// # Errors
+    /// A field is out of range.
+    pub(crate) fn new(shared: &Shared, head: &Head, headers: &HeaderMap) -> Result<Self, ApiError> {
+        sampling::refuse_unsupported(shared)?;
+        let priority = shared.priority.map_or(0, |Int(priority)| priority);
+        let priority = i32::try_from(priority).map_err(|_| {
+            ApiError::invalid(
+                "priority",
+                format!("priority must fit 32 bits, got {priority}"),
+            )
+        })?;
+        let rank = headers
+            .get("x-data-parallel-rank")
+            .and_then(|rank| rank.to_str().ok());
+        let traces = ["traceparent", "tracestate"]
+            .into_iter()
+            .filter_map(|name| {
+                Some((
+                    name.to_owned(),
+                    headers.get(name)?.to_str().ok()?.to_owned(),
+                ))
+            });
+        Ok(Self {
+            request_id: head.id.clone(),
+            n: sampling::choices(shared)?,
+            priority,
+            cache_salt: cache_salt(shared)?,
+            dp_rank: rank.and_then(|rank| rank.parse().ok()),
+            trace_headers: traces.collect(),
+            stop: sampling::stop_strings(shared)?.to_vec(),
+            include_stop: shared.include_stop_str_in_output.unwrap_or(false),
+            detokenize: DetokenizeOptions {
+                skip_special_tokens: shared.skip_special_tokens.unwrap_or(true),
+                spaces_between_special_tokens: shared.spaces_between_special_tokens.unwrap_or(true),
+            },
+        })
+    }
+
+    /// Returns the number of choices per prompt.
+    pub(crate) fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Keeps special tokens in the text, for parsers that look for them.
+    pub(crate) fn keep_special_tokens(&mut self) {
+        self.detokenize.skip_special_tokens = false;
+    }
+
+    /// Returns the choices of one prompt, not begun.
+    ///
+    /// # Errors
+    /// A stop string is empty.
+    pub(crate) fn choices(
+        &self,
+        model: &Arc<Model>,
+        prompt: &Prompt,
+        sampling: &Sampling,
+    ) -> Result<Vec<Choice>, ApiError> {
+        let request = GenerateRequest {
+            request_id: self.request_id.clone(),
+            prompt_tokens: prompt.to_bytes(),
+            sampling: Some(sampling.clone()),
+            cache_salt: self.cache_salt.clone(),
+            priority: self.priority,
+            dp_rank: self.dp_rank,
+            trace_headers: self.trace_headers.clone(),
+            ..GenerateRequest::default()
+        };
+        let tokenizer = &model.assets.tokenizer;
+        let choice = |i: usize| {
+            let mut request = request.clone();
+            if let Some(Sampling {
+                seed: Some(seed), ..
+            }) = &mut request.sampling
+            {
+                // Choices with the same seed would be the same.
+                *seed = seed.wrapping_add(i as i64);
+            }
+            let min_tokens = sampling.min_tokens as usize;
+            let stop = StopStrings::new(self.stop.clone(), self.include_stop, min_tokens)
+                .map_err(|error| ApiError::invalid("stop", error.to_string()))?;
+            let detokenizer = tokenizer.detokenizer(&prompt.tokens, self.detokenize);
+            Ok(Choice::new(
+                Arc::clone(model),
+                request,
+                OutputText::new(detokenizer, stop),
+            ))
+        };
+        (0..self.n).map(choice).collect()
+    }
+}
+
+fn cache_salt(shared: &Shared) -> Result<String, ApiError> {
+    let Some(salt) = &shared.cache_salt else {
+        return Ok(String::new());
+    };
+    let sound =
+        (1..=MAX_SALT).contains(&salt.chars().count()) && !salt.contains(['@', '/', '\\', '\0']);
+    if sound {
+        return Ok(salt.clone());
+    }
+    let message = "cache_salt must be 1 to 128 characters without '@', '/', '\\' and NUL";
+    Err(ApiError::invalid("cache_salt", message))
+}
