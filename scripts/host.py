@@ -136,7 +136,7 @@ def uv() -> list[str]:
             pip = ["/usr/bin/python3", "-m", "pip"]
         with step("installing uv (pip)"):
             # `--target` leaves the system's Python alone.
-            call(*pip, "install", "-q", "--target", TOOLS, *packages("tools"))
+            call(*pip, "install", "-q", "--root-user-action=ignore", "--target", TOOLS, *packages("tools"))
     return [str(own)]
 
 

@@ -38,7 +38,7 @@ def install_node_packages(venv: host.Venv) -> None:
     shutil.rmtree(NODE / "node_modules", ignore_errors=True)
     host.call(
         venv.path / "bin" / "npm", "install", "--prefix", NODE,
-        "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error",
+        "--no-package-lock", "--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts", "--loglevel=error",
     )
 
 
