@@ -9,12 +9,16 @@
 mod detokenizer;
 mod files;
 mod logprobs;
+mod markers;
+mod python_json;
 mod segments;
 mod stop;
 mod tokenizer;
 mod vocab;
 
+pub mod reasoning;
 pub mod template;
+pub mod tools;
 
 pub use detokenizer::{DetokenizeOptions, Detokenizer};
 pub use files::{ModelFiles, SpecialTokens};

@@ -1,0 +1,377 @@
+//! Tool calls in a model's answer, complete or streaming.
+//!
+//! The formats are those of the `tool-parser` crate (smg-project/smg); this module gives its parsers the names
+//! that vLLM's `--tool-call-parser` has, takes their `async` away (they never wait), and evens out where their
+//! results differ from vLLM's: the spacing of arguments, and line breaks around Hermes tags.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use openai_protocol::common::Tool;
+use serde_json::Value;
+use stator_common::code::Code;
+use tool_parser::{ParserFactory, ToolParser as Inner};
+
+use crate::markers::Guard;
+use crate::python_json::PythonJson;
+
+/// A format: vLLM's name, the parser crate's name, and whether the format is written in special tokens, which
+/// detokenization must then keep.
+struct Format {
+    name: &'static str,
+    parser: &'static str,
+    special_tokens: bool,
+}
+
+const fn format(name: &'static str, parser: &'static str, special_tokens: bool) -> Format {
+    Format {
+        name,
+        parser,
+        special_tokens,
+    }
+}
+
+/// vLLM 0.32's names (`tool_parsers/__init__.py`) for which there is a parser, sorted. `special_tokens` is
+/// true where vLLM's parser switches `skip_special_tokens` off.
+const FORMATS: &[Format] = &[
+    format("cohere_command3", "cohere", true),
+    format("cohere_command4", "cohere", true),
+    format("deepseek_v3", "deepseek", false),
+    format("deepseek_v31", "deepseek31", false),
+    format("deepseek_v32", "deepseek32", true),
+    format("deepseek_v4", "deepseek_v4", true),
+    format("deepseek_v41", "deepseek_v41", true),
+    format("gemma4", "gemma4", true),
+    format("glm45", "glm45_moe", true),
+    format("glm47", "glm47_moe", true),
+    format("hermes", HERMES, true),
+    format("hy_v4", "hy_v4", true),
+    format("inkling", "inkling", true),
+    format("kimi_k2", "kimik2", true),
+    format("kimi_k3", "kimi_k3", true),
+    format("llama3_json", "llama", false),
+    format("llama4_json", "llama", false),
+    format("llama4_pythonic", "pythonic", false),
+    format("minimax_m2", "minimax_m2", false),
+    format("minimax_m3", "minimax_m3", true),
+    format("mistral", "mistral", true),
+    format("pythonic", "pythonic", false),
+    format("qwen3_coder", "qwen_xml", true),
+    format("qwen3_json", HERMES, true),
+    format("qwen3_xml", "qwen_xml", true),
+    format("step3", "step3", true),
+];
+
+/// The parser crate's name of the Hermes format.
+const HERMES: &str = "qwen";
+
+/// The random part of a call's id is 64 bits, as vLLM's (`utils/__init__.py::random_uuid`).
+type NewId<'a> = dyn FnMut() -> u64 + 'a;
+
+/// A part of a tool call, as a stream shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolCallDelta {
+    /// Which of the answer's calls, from 0.
+    pub index: usize,
+    /// `chatcmpl-tool-<hex>`, with the first delta of a call.
+    pub id: Option<String>,
+    /// The function's name, with the first delta of a call.
+    pub name: Option<String>,
+    /// The next part of the arguments' JSON text.
+    pub arguments: String,
+}
+
+/// A complete tool call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolCall {
+    /// `chatcmpl-tool-<hex>`.
+    pub id: String,
+    /// The function's name.
+    pub name: String,
+    /// The arguments, as JSON text.
+    pub arguments: String,
+}
+
+/// What a piece of a stream turned out to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ParsedDelta {
+    /// Text that is part of no call.
+    pub text: String,
+    /// Parts of calls.
+    pub calls: Vec<ToolCallDelta>,
+}
+
+/// Why there is no parser.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolParserError {
+    /// No parser has this name.
+    #[error("no tool call parser is named {name:?}; there are {}", names().join(", "))]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// A tool is not defined as the API asks for.
+    #[error("tools[{index}]: {reason}")]
+    Tool {
+        /// Its place in the list.
+        index: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl ToolParserError {
+    /// Returns the code that a client sees.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unknown { .. } | Self::Tool { .. } => Code::InvalidRequest,
+        }
+    }
+}
+
+/// Returns the names of all parsers.
+pub fn names() -> Vec<&'static str> {
+    FORMATS.iter().map(|format| format.name).collect()
+}
+
+/// Finds the tool calls in one answer.
+pub struct ToolParser {
+    format: &'static Format,
+    inner: Box<dyn Inner>,
+    tools: Vec<Tool>,
+    hermes: Option<HermesLines>,
+    /// One per call of the stream.
+    spacing: Vec<PythonJson>,
+}
+
+impl std::fmt::Debug for ToolParser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ToolParser")
+            .field("format", &self.format.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ToolParser {
+    /// Returns a parser for one answer.
+    ///
+    /// - `name`: as in vLLM's `--tool-call-parser`.
+    /// - `tools`: the request's tool definitions; some formats take types from their schemas.
+    ///
+    /// # Errors
+    /// [`ToolParserError`].
+    pub fn new(name: &str, tools: &[Value]) -> Result<Self, ToolParserError> {
+        let unknown = || ToolParserError::Unknown {
+            name: name.to_owned(),
+        };
+        let format = FORMATS
+            .iter()
+            .find(|format| format.name == name)
+            .ok_or_else(unknown)?;
+        let inner = registry()
+            .registry()
+            .create_parser(format.parser)
+            .ok_or_else(unknown)?;
+        let tools = tools
+            .iter()
+            .enumerate()
+            .map(|(index, tool)| {
+                serde_json::from_value(tool.clone()).map_err(|error| ToolParserError::Tool {
+                    index,
+                    reason: error.to_string(),
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        let hermes = (format.parser == HERMES).then(HermesLines::new);
+        Ok(Self {
+            format,
+            inner,
+            tools,
+            hermes,
+            spacing: Vec::new(),
+        })
+    }
+
+    /// Says whether special tokens must reach the parser: `skip_special_tokens` is then to be false.
+    pub fn needs_special_tokens(&self) -> bool {
+        self.format.special_tokens
+    }
+
+    /// Takes the next piece of a stream.
+    ///
+    /// What the parser cannot make sense of gives nothing until [`Self::finish`].
+    pub fn push(&mut self, text: &str, new_id: &mut NewId<'_>) -> ParsedDelta {
+        let aligned = self.hermes.as_mut().map(|hermes| hermes.push(text));
+        self.push_aligned(aligned.as_deref().unwrap_or(text), new_id)
+    }
+
+    fn push_aligned(&mut self, text: &str, new_id: &mut NewId<'_>) -> ParsedDelta {
+        if text.is_empty() {
+            return ParsedDelta::default();
+        }
+        let parsed = ready(self.inner.parse_incremental(text, &self.tools));
+        let Some(Ok(parsed)) = parsed else {
+            return ParsedDelta::default();
+        };
+        let calls = parsed
+            .calls
+            .into_iter()
+            .map(|item| self.delta(item, new_id))
+            .collect();
+        ParsedDelta {
+            text: parsed.normal_text,
+            calls,
+        }
+    }
+
+    fn delta(
+        &mut self,
+        item: tool_parser::types::ToolCallItem,
+        new_id: &mut NewId<'_>,
+    ) -> ToolCallDelta {
+        let index = item.tool_index;
+        if self.spacing.len() <= index {
+            self.spacing.resize_with(index + 1, PythonJson::default);
+        }
+        ToolCallDelta {
+            index,
+            id: item.name.is_some().then(|| call_id(new_id)),
+            name: item.name,
+            arguments: self.spacing[index].push(&item.parameters),
+        }
+    }
+
+    /// Ends a stream: gives the rest of a call's arguments, and text that was held as the possible start of a call.
+    pub fn finish(&mut self, new_id: &mut NewId<'_>) -> ParsedDelta {
+        let held = self
+            .hermes
+            .as_mut()
+            .map(HermesLines::finish)
+            .unwrap_or_default();
+        let mut last = self.push_aligned(&held, new_id);
+        for item in self.inner.get_unstreamed_tool_args().unwrap_or_default() {
+            let delta = self.delta(item, new_id);
+            last.calls.push(delta);
+        }
+        last.text
+            .push_str(&self.inner.take_unstreamed_normal_text());
+        last
+    }
+
+    /// Parses a complete answer into its text and its calls. Where there is no call, all of it is text.
+    pub fn parse_complete(&self, text: &str, new_id: &mut NewId<'_>) -> (String, Vec<ToolCall>) {
+        let aligned = self.hermes.is_some().then(|| {
+            let mut hermes = HermesLines::new();
+            hermes.push(text) + &hermes.finish()
+        });
+        let aligned = aligned.as_deref().unwrap_or(text);
+        let parsed = ready(self.inner.parse_complete_with_tools(aligned, &self.tools));
+        match parsed {
+            Some(Ok((rest, calls))) if !calls.is_empty() => {
+                let calls = calls.into_iter().map(|call| ToolCall {
+                    id: call_id(new_id),
+                    name: call.function.name,
+                    arguments: PythonJson::default().push(&call.function.arguments),
+                });
+                (rest, calls.collect())
+            }
+            _ => (text.to_owned(), Vec::new()),
+        }
+    }
+}
+
+fn call_id(new_id: &mut NewId<'_>) -> String {
+    format!("chatcmpl-tool-{:016x}", new_id())
+}
+
+/// The parsers by name. Making the list takes microseconds, but an answer needs only one of it.
+fn registry() -> &'static ParserFactory {
+    static REGISTRY: std::sync::OnceLock<ParserFactory> = std::sync::OnceLock::new();
+    REGISTRY.get_or_init(ParserFactory::new)
+}
+
+/// Returns the result of a future that does not wait; `None` if it does after all.
+fn ready<T>(mut future: Pin<Box<dyn Future<Output = T> + Send + '_>>) -> Option<T> {
+    match future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+    {
+        Poll::Ready(result) => Some(result),
+        Poll::Pending => None,
+    }
+}
+
+const OPEN: &str = "<tool_call>";
+const CLOSE: &str = "</tool_call>";
+
+/// Puts the tags of the Hermes format on lines of their own, which is where the parser crate looks for them. Models
+/// write `<tool_call>{...}</tool_call>` as well, and vLLM takes both.
+#[derive(Debug)]
+struct HermesLines {
+    guard: Guard,
+    /// After an opening tag: white space is left out.
+    skip_space: bool,
+    /// White space that stands before a closing tag, or else is text.
+    space: String,
+}
+
+impl HermesLines {
+    fn new() -> Self {
+        Self {
+            guard: Guard::new(vec![OPEN, CLOSE]),
+            skip_space: false,
+            space: String::new(),
+        }
+    }
+
+    fn push(&mut self, text: &str) -> String {
+        let text = self.guard.push(text);
+        self.align(&text)
+    }
+
+    fn finish(&mut self) -> String {
+        let rest = self.guard.finish();
+        self.align(&rest) + &std::mem::take(&mut self.space)
+    }
+
+    fn align(&mut self, mut text: &str) -> String {
+        let mut out = String::with_capacity(text.len() + 2);
+        loop {
+            let open = text.find(OPEN);
+            let close = text.find(CLOSE);
+            let tag = match (open, close) {
+                (Some(open), close) if close.is_none_or(|close| open < close) => Some((open, OPEN)),
+                (_, Some(close)) => Some((close, CLOSE)),
+                _ => None,
+            };
+            self.plain(&text[..tag.map_or(text.len(), |(at, _)| at)], &mut out);
+            let Some((at, tag)) = tag else { return out };
+            if tag == OPEN {
+                out.push_str(&std::mem::take(&mut self.space));
+                out.push_str("<tool_call>\n");
+            } else {
+                self.space.clear();
+                out.push_str("\n</tool_call>");
+            }
+            self.skip_space = tag == OPEN;
+            text = &text[at + tag.len()..];
+        }
+    }
+
+    fn plain(&mut self, mut text: &str, out: &mut String) {
+        if self.skip_space {
+            text = text.trim_start();
+            if text.is_empty() {
+                return;
+            }
+            self.skip_space = false;
+        }
+        let solid = text.trim_end();
+        if !solid.is_empty() {
+            out.push_str(&std::mem::take(&mut self.space));
+            out.push_str(solid);
+        }
+        self.space.push_str(&text[solid.len()..]);
+    }
+}
