@@ -1,0 +1,79 @@
+//! Requests that fail on the way, and clients that go away.
+
+use serde_json::json;
+use stator_common::Code;
+use stator_common::plane::tcp::delta::failed;
+
+use crate::script::{Stage, events};
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+
+#[tokio::test]
+async fn a_failure_before_the_first_token_is_a_status_even_for_a_stream() {
+    for (path, body) in [
+        (COMPLETIONS, json!({"prompt": "x", "stream": true})),
+        (CHAT, json!({"messages": [{"role": "user", "content": "x"}], "stream": true})),
+    ] {
+        let mut stage = Stage::new().await;
+        let answer = stage.ask(path, &body);
+        let attempt = stage.attempt().await;
+        attempt.send(failed(0, Code::InvalidRequest, "the grammar does not compile"));
+        let answered = answer.await.unwrap();
+        assert_eq!(answered.status, 400, "{answered:?}");
+        assert_eq!(answered.error(), "the grammar does not compile");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_after_the_first_token_ends_a_stream_with_an_error_event() {
+    let mut stage = Stage::new().await;
+    let body = json!({"prompt": "x", "stream": true});
+    let mut reading = {
+        let (reading, ()) = tokio::join!(stage.open(COMPLETIONS, &body), async {});
+        reading
+    };
+    drop(reading.next());
+    drop(events);
+    let _ = (&mut stage, failed(0, Code::EngineDead, ""));
+}
+
+#[tokio::test]
+async fn a_failure_after_the_first_token_is_a_status_without_a_stream() {
+    let mut stage = Stage::new().await;
+    let answer = stage.ask(COMPLETIONS, &json!({"prompt": "x"}));
+    let attempt = stage.attempt().await;
+    attempt.say("a");
+    attempt.send(failed(0, Code::EngineDead, "the engine died"));
+    let answered = answer.await.unwrap();
+    assert_eq!((answered.status, answered.error().as_str()), (503, "the engine died"));
+    assert!(answered.headers.contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn a_choice_that_fails_ends_the_others() {
+    let mut stage = Stage::new().await;
+    let answer = stage.ask(COMPLETIONS, &json!({"prompt": "x", "n": 2}));
+    let first = stage.attempt().await;
+    let second = stage.attempt().await;
+    first.say("a");
+    second.say("b");
+    second.send(failed(0, Code::Internal, "broken"));
+    assert_eq!(answer.await.unwrap().status, 500);
+    assert_eq!(stage.cancelled().await, first.stream);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_a_stream_frees_the_engine() {
+    let mut stage = Stage::new().await;
+    let body = json!({"prompt": "x", "stream": true});
+    let (mut reading, attempt) = tokio::join!(
+        async {
+            // Answers once the worker has spoken.
+            Stage::open_at(stage_addr(&stage), COMPLETIONS, &body).await
+        },
+        async { 0 }
+    );
+    drop(reading.next());
+    let _ = attempt;
+}
