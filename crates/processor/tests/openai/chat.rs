@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use stator_common::proto::worker::structured_outputs::Constraint;
 use stator_common::proto::worker::{Delta, FinishReason};
 
-use crate::script::{Attempt, OTHER_END, Stage, events, position, tokens};
+use crate::script::{Attempt, OTHER_END, Stage, events, open, position, tokens};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -18,7 +18,9 @@ fn hi(fields: &Value) -> Value {
 
 /// Returns the text of a choice's events, in the order in which they came.
 fn streamed(events: &[Value], index: usize) -> String {
-    let choices = events.iter().flat_map(|event| event["choices"].as_array().into_iter().flatten());
+    let choices = events
+        .iter()
+        .flat_map(|event| event["choices"].as_array().into_iter().flatten());
     choices
         .filter(|choice| choice["index"] == index)
         .filter_map(|choice| choice["delta"]["content"].as_str())
@@ -36,7 +38,11 @@ async fn a_conversation_is_rendered_and_answered() {
     assert_eq!((sampling.temperature, sampling.top_k), (Some(1.0), Some(7)));
     assert_eq!(sampling.eos_token_id, Some(256));
     assert_eq!(sampling.stop_token_ids, [OTHER_END]);
-    attempt.send(Delta { tokens: tokens("Hel"), cached_tokens: Some(16), ..Delta::default() });
+    attempt.send(Delta {
+        tokens: tokens("Hel"),
+        cached_tokens: Some(16),
+        ..Delta::default()
+    });
     attempt.say("lo");
     attempt.end();
     let answered = answer.await.unwrap();
@@ -50,10 +56,13 @@ async fn a_conversation_is_rendered_and_answered() {
     assert_eq!(choice["message"]["content"], "Hello");
     assert_eq!(choice["finish_reason"], "stop");
     assert!(choice["stop_reason"].is_null() && choice["logprobs"].is_null());
-    assert_eq!(body["usage"], json!({
-        "prompt_tokens": 19, "completion_tokens": 6, "total_tokens": 25,
-        "prompt_tokens_details": {"cached_tokens": 16},
-    }));
+    assert_eq!(
+        body["usage"],
+        json!({
+            "prompt_tokens": 19, "completion_tokens": 6, "total_tokens": 25,
+            "prompt_tokens_details": {"cached_tokens": 16},
+        })
+    );
 }
 
 #[tokio::test]
@@ -76,11 +85,17 @@ async fn a_stream_begins_with_the_role_and_ends_with_the_usage() {
     attempt.say("lo");
     attempt.finish(&tokens("!"), FinishReason::Length);
     let answered = answer.await.unwrap();
-    assert_eq!(answered.headers["content-type"], "text/event-stream; charset=utf-8");
+    assert_eq!(
+        answered.headers["content-type"],
+        "text/event-stream; charset=utf-8"
+    );
     let events = events(&answered);
     let first = &events[0];
     assert_eq!(first["object"], "chat.completion.chunk");
-    assert_eq!(first["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    assert_eq!(
+        first["choices"][0]["delta"],
+        json!({"role": "assistant", "content": ""})
+    );
     assert_eq!(streamed(&events, 0), "Hello!");
     let last = &events[events.len() - 2];
     assert_eq!(last["choices"][0]["finish_reason"], "length");
@@ -88,14 +103,18 @@ async fn a_stream_begins_with_the_role_and_ends_with_the_usage() {
     assert_eq!(usage["choices"], json!([]));
     assert_eq!(usage["usage"]["completion_tokens"], 6);
     assert!(events.iter().all(|event| event["id"] == first["id"]));
-    assert!(events.iter().all(|event| event["created"] == first["created"]));
+    assert!(
+        events
+            .iter()
+            .all(|event| event["created"] == first["created"])
+    );
 }
 
 #[tokio::test]
 async fn each_token_is_on_its_way_before_the_next_is_there() {
     let mut stage = Stage::new().await;
     let body = hi(&json!({"stream": true}));
-    let (mut reading, attempt) = tokio::join!(stage.open(CHAT, &body), async {
+    let (mut reading, attempt) = tokio::join!(open(stage.addr, CHAT, &body), async {
         let attempt = stage.attempt().await;
         attempt.say("a");
         attempt
@@ -103,7 +122,10 @@ async fn each_token_is_on_its_way_before_the_next_is_there() {
     assert_eq!(reading.status, 200);
     for text in ["b", "c"] {
         let before = reading.next().await.unwrap();
-        assert!(!before.contains(&format!("\"content\":\"{text}\"")), "{before}");
+        assert!(
+            !before.contains(&format!("\"content\":\"{text}\"")),
+            "{before}"
+        );
         attempt.say(text);
     }
     attempt.end();
@@ -123,8 +145,10 @@ async fn continuous_usage_counts_up_with_every_event() {
     let attempt = stage.attempt().await;
     attempt.finish(&tokens("ab"), FinishReason::Length);
     let events = events(&answer.await.unwrap());
-    let counts: Vec<_> =
-        events.iter().map(|event| event["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+    let counts: Vec<_> = events
+        .iter()
+        .map(|event| event["usage"]["completion_tokens"].as_u64().unwrap())
+        .collect();
     assert_eq!(counts, [0, 2, 2]);
 }
 
@@ -136,7 +160,10 @@ async fn several_choices_have_seeds_and_texts_of_their_own() {
     for _ in 0..3 {
         attempts.push(stage.attempt().await);
     }
-    let seeds: Vec<_> = attempts.iter().map(|attempt| attempt.sampling().seed).collect();
+    let seeds: Vec<_> = attempts
+        .iter()
+        .map(|attempt| attempt.sampling().seed)
+        .collect();
     assert_eq!(seeds, [Some(7), Some(8), Some(9)]);
     // The last choice is the first to finish.
     for (i, attempt) in attempts.iter().enumerate().rev() {
@@ -146,7 +173,10 @@ async fn several_choices_have_seeds_and_texts_of_their_own() {
     let body = answer.await.unwrap().json();
     for i in 0..3 {
         assert_eq!(body["choices"][i]["index"], i);
-        assert_eq!(body["choices"][i]["message"]["content"], format!("choice {i}"));
+        assert_eq!(
+            body["choices"][i]["message"]["content"],
+            format!("choice {i}")
+        );
     }
     assert_eq!(body["usage"]["prompt_tokens"], 19);
     assert_eq!(body["usage"]["completion_tokens"], 3 * 9);
@@ -165,9 +195,13 @@ async fn several_choices_share_a_stream() {
     let events = events(&answer.await.unwrap());
     assert_eq!(streamed(&events, 0), "one");
     assert_eq!(streamed(&events, 1), "two");
-    let roles = events.iter().filter(|event| !event["choices"][0]["delta"]["role"].is_null());
+    let roles = events
+        .iter()
+        .filter(|event| !event["choices"][0]["delta"]["role"].is_null());
     assert_eq!(roles.count(), 2);
-    let ends = events.iter().filter(|event| event["choices"][0]["finish_reason"] == "stop");
+    let ends = events
+        .iter()
+        .filter(|event| event["choices"][0]["finish_reason"] == "stop");
     assert_eq!(ends.count(), 2);
 }
 
@@ -175,12 +209,19 @@ async fn several_choices_share_a_stream() {
 async fn a_stop_string_across_tokens_ends_the_answer_and_the_work() {
     for stream in [false, true] {
         let mut stage = Stage::new().await;
-        let answer = stage.ask(CHAT, &hi(&json!({"stop": ["STOP", "never"], "stream": stream})));
+        let answer = stage.ask(
+            CHAT,
+            &hi(&json!({"stop": ["STOP", "never"], "stream": stream})),
+        );
         let attempt = stage.attempt().await;
         attempt.say("one ST");
         attempt.say("op STO");
         attempt.say("P and more");
-        assert_eq!(stage.cancelled().await, attempt.stream, "the engine is told");
+        assert_eq!(
+            stage.cancelled().await,
+            attempt.stream,
+            "the engine is told"
+        );
         let answered = answer.await.unwrap();
         let choice = if stream {
             let events = events(&answered);
@@ -202,7 +243,7 @@ async fn a_stop_string_across_tokens_ends_the_answer_and_the_work() {
 async fn what_may_become_a_stop_string_is_held_back() {
     let mut stage = Stage::new().await;
     let body = hi(&json!({"stop": "<end>", "stream": true}));
-    let (mut reading, attempt) = tokio::join!(stage.open(CHAT, &body), async {
+    let (mut reading, attempt) = tokio::join!(open(stage.addr, CHAT, &body), async {
         let attempt = stage.attempt().await;
         attempt.say("text <en");
         attempt
@@ -219,7 +260,9 @@ async fn what_may_become_a_stop_string_is_held_back() {
     }
     let contents = seen.lines().filter_map(|line| {
         let event: Value = serde_json::from_str(line.strip_prefix("data: ")?).ok()?;
-        event["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
+        event["choices"][0]["delta"]["content"]
+            .as_str()
+            .map(str::to_owned)
     });
     assert_eq!(contents.collect::<String>(), "text <entity");
 }
@@ -248,13 +291,20 @@ async fn characters_are_never_cut_between_events() {
     let answer = stage.ask(CHAT, &hi(&json!({"stream": true})));
     let attempt = stage.attempt().await;
     for byte in "né🙂".bytes() {
-        attempt.send(Delta { tokens: vec![u32::from(byte)], ..Delta::default() });
+        attempt.send(Delta {
+            tokens: vec![u32::from(byte)],
+            ..Delta::default()
+        });
         tokio::task::yield_now().await;
     }
     attempt.end();
     let events = events(&answer.await.unwrap());
     assert_eq!(streamed(&events, 0), "né🙂");
-    assert!(events.iter().all(|event| !event.to_string().contains('\u{FFFD}')));
+    assert!(
+        events
+            .iter()
+            .all(|event| !event.to_string().contains('\u{FFFD}'))
+    );
 }
 
 #[tokio::test]
@@ -274,16 +324,19 @@ async fn logprobs_show_the_chosen_token_and_the_most_likely_ones() {
         ..Delta::default()
     });
     let body = answer.await.unwrap().json();
-    assert_eq!(body["choices"][0]["logprobs"], json!({"content": [
-        {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [
-            {"token": "a", "logprob": -0.5, "bytes": [97]},
-            {"token": "x", "logprob": -9999.0, "bytes": [120]},
-        ]},
-        {"token": "b", "logprob": -3.0, "bytes": [98], "top_logprobs": [
-            {"token": "b", "logprob": -3.0, "bytes": [98]},
-            {"token": "y", "logprob": -0.25, "bytes": [121]},
-        ]},
-    ]}));
+    assert_eq!(
+        body["choices"][0]["logprobs"],
+        json!({"content": [
+            {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [
+                {"token": "a", "logprob": -0.5, "bytes": [97]},
+                {"token": "x", "logprob": -9999.0, "bytes": [120]},
+            ]},
+            {"token": "b", "logprob": -3.0, "bytes": [98], "top_logprobs": [
+                {"token": "b", "logprob": -3.0, "bytes": [98]},
+                {"token": "y", "logprob": -0.25, "bytes": [121]},
+            ]},
+        ]})
+    );
 }
 
 #[tokio::test]
@@ -321,10 +374,13 @@ async fn prompt_logprobs_come_beside_the_choices() {
         ..Delta::default()
     });
     let body = answer.await.unwrap().json();
-    assert_eq!(body["prompt_logprobs"], json!([null, {
-        "117": {"logprob": -2.0, "rank": 4, "decoded_token": "u"},
-        "115": {"logprob": -0.5, "rank": 1, "decoded_token": "s"},
-    }]));
+    assert_eq!(
+        body["prompt_logprobs"],
+        json!([null, {
+            "117": {"logprob": -2.0, "rank": 4, "decoded_token": "u"},
+            "115": {"logprob": -0.5, "rank": 1, "decoded_token": "s"},
+        }])
+    );
 }
 
 #[tokio::test]
@@ -334,8 +390,16 @@ async fn a_json_schema_reaches_the_engine_as_it_was_written() {
         "json_schema":{"name":"x","schema":{"type":"object","properties":{"b":{},"a":{}}}}}}"#;
     let answer = stage.ask(CHAT, &serde_json::from_str(body).unwrap());
     let attempt = stage.attempt().await;
-    let constraint = attempt.sampling().structured_outputs.clone().unwrap().constraint.unwrap();
-    let Constraint::Json(schema) = constraint else { panic!("{constraint:?}") };
+    let constraint = attempt
+        .sampling()
+        .structured_outputs
+        .clone()
+        .unwrap()
+        .constraint
+        .unwrap();
+    let Constraint::Json(schema) = constraint else {
+        panic!("{constraint:?}")
+    };
     assert_eq!(schema, r#"{"type":"object","properties":{"b":{},"a":{}}}"#);
     attempt.end();
     assert_eq!(answer.await.unwrap().status, 200);
@@ -362,21 +426,34 @@ async fn a_named_tool_gets_the_answer_as_its_arguments() {
         let answered = answer.await.unwrap();
         if stream {
             let events = events(&answered);
-            let calls: Vec<&Value> =
-                events.iter().map(|event| &event["choices"][0]["delta"]["tool_calls"][0]).collect();
+            let calls: Vec<&Value> = events
+                .iter()
+                .map(|event| &event["choices"][0]["delta"]["tool_calls"][0])
+                .collect();
             let first = calls.iter().find(|call| !call.is_null()).unwrap();
             assert_eq!(first["function"]["name"], "sub");
-            assert_eq!((&first["type"], &first["index"]), (&json!("function"), &json!(0)));
-            let arguments: String =
-                calls.iter().filter_map(|call| call["function"]["arguments"].as_str()).collect();
+            assert_eq!(
+                (&first["type"], &first["index"]),
+                (&json!("function"), &json!(0))
+            );
+            let arguments: String = calls
+                .iter()
+                .filter_map(|call| call["function"]["arguments"].as_str())
+                .collect();
             assert_eq!(arguments, r#"{"a": 1}"#);
-            assert_eq!(events[events.len() - 1]["choices"][0]["finish_reason"], "stop");
+            assert_eq!(
+                events[events.len() - 1]["choices"][0]["finish_reason"],
+                "stop"
+            );
         } else {
             let body = answered.json();
             let message = &body["choices"][0]["message"];
             assert_eq!(message["content"], "");
             let call = &message["tool_calls"][0];
-            assert_eq!(call["function"], json!({"name": "sub", "arguments": r#"{"a": 1}"#}));
+            assert_eq!(
+                call["function"],
+                json!({"name": "sub", "arguments": r#"{"a": 1}"#})
+            );
             assert!(call["id"].as_str().unwrap().starts_with("chatcmpl-tool-"));
             assert_eq!(body["choices"][0]["finish_reason"], "stop");
         }
@@ -391,7 +468,11 @@ async fn a_required_call_may_be_any_and_several() {
         body["stream"] = stream.into();
         let answer = stage.ask(CHAT, &body);
         let attempt = stage.attempt().await;
-        for piece in [r#"[{"name":"add","para"#, r#"meters":{"x":"#, r#"1}},{"name":"sub","parameters":{}}]"#] {
+        for piece in [
+            r#"[{"name":"add","para"#,
+            r#"meters":{"x":"#,
+            r#"1}},{"name":"sub","parameters":{}}]"#,
+        ] {
             attempt.say(piece);
         }
         attempt.end();
@@ -399,7 +480,10 @@ async fn a_required_call_may_be_any_and_several() {
         if stream {
             let events = events(&answered);
             let calls = events.iter().flat_map(|event| {
-                event["choices"][0]["delta"]["tool_calls"].as_array().cloned().unwrap_or_default()
+                event["choices"][0]["delta"]["tool_calls"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default()
             });
             let mut arguments = [String::new(), String::new()];
             for call in calls {
@@ -407,11 +491,19 @@ async fn a_required_call_may_be_any_and_several() {
                 arguments[index].push_str(call["function"]["arguments"].as_str().unwrap());
             }
             assert_eq!(arguments, [r#"{"x":1}"#, "{}"]);
-            assert_eq!(events[events.len() - 1]["choices"][0]["finish_reason"], "tool_calls");
+            assert_eq!(
+                events[events.len() - 1]["choices"][0]["finish_reason"],
+                "tool_calls"
+            );
         } else {
             let body = answered.json();
-            let calls = body["choices"][0]["message"]["tool_calls"].as_array().unwrap();
-            assert_eq!(calls[0]["function"], json!({"name": "add", "arguments": r#"{"x": 1}"#}));
+            let calls = body["choices"][0]["message"]["tool_calls"]
+                .as_array()
+                .unwrap();
+            assert_eq!(
+                calls[0]["function"],
+                json!({"name": "add", "arguments": r#"{"x": 1}"#})
+            );
             assert_eq!(calls[1]["function"]["name"], "sub");
             assert_eq!(body["choices"][0]["finish_reason"], "tool_calls");
         }

@@ -57,7 +57,11 @@ async fn tokens_are_taken_as_they_are_and_returned_if_asked_for() {
         let attempt = stage.attempt().await;
         attempt.finish(&tokens("c"), FinishReason::Length);
         let answered = answer.await.unwrap();
-        let body = if stream { events(&answered)[0].clone() } else { answered.json() };
+        let body = if stream {
+            events(&answered)[0].clone()
+        } else {
+            answered.json()
+        };
         assert_eq!(body["choices"][0]["prompt_token_ids"], json!([97, 98]));
         assert_eq!(body["choices"][0]["token_ids"], json!([99]));
     }
@@ -66,9 +70,14 @@ async fn tokens_are_taken_as_they_are_and_returned_if_asked_for() {
 #[tokio::test]
 async fn the_prompt_can_be_shown_before_the_answer_or_alone() {
     for (max_tokens, text) in [(2, "ab!?"), (0, "ab")] {
-        for (stream, prompt) in [(false, json!("ab")), (true, json!("ab")), (false, json!([97, 98]))] {
+        for (stream, prompt) in [
+            (false, json!("ab")),
+            (true, json!("ab")),
+            (false, json!([97, 98])),
+        ] {
             let mut stage = Stage::new().await;
-            let body = json!({"prompt": prompt, "echo": true, "max_tokens": max_tokens, "stream": stream});
+            let body =
+                json!({"prompt": prompt, "echo": true, "max_tokens": max_tokens, "stream": stream});
             let answer = stage.ask(COMPLETIONS, &body);
             let attempt = stage.attempt().await;
             assert_eq!(attempt.sampling().max_tokens, max_tokens.max(1));
@@ -77,9 +86,15 @@ async fn the_prompt_can_be_shown_before_the_answer_or_alone() {
             let answered = answer.await.unwrap();
             let shown: String = if stream {
                 let events = events(&answered);
-                events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect()
+                events
+                    .iter()
+                    .filter_map(|event| event["choices"][0]["text"].as_str())
+                    .collect()
             } else {
-                answered.json()["choices"][0]["text"].as_str().unwrap().to_owned()
+                answered.json()["choices"][0]["text"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
             };
             assert_eq!(shown, text, "stream {stream}");
         }
@@ -103,31 +118,49 @@ async fn logprobs_are_four_lists() {
             ..Delta::default()
         });
         let answered = answer.await.unwrap();
-        let body = if stream { events(&answered)[0].clone() } else { answered.json() };
-        assert_eq!(body["choices"][0]["logprobs"], json!({
-            "text_offset": [0, 1, 2],
-            "token_logprobs": [null, -2.0, -0.5],
-            "tokens": ["a", "b", "c"],
-            "top_logprobs": [null, {"b": -2.0, "x": -1.0}, {"c": -0.5}],
-        }), "stream {stream}");
+        let body = if stream {
+            events(&answered)[0].clone()
+        } else {
+            answered.json()
+        };
+        assert_eq!(
+            body["choices"][0]["logprobs"],
+            json!({
+                "text_offset": [0, 1, 2],
+                "token_logprobs": [null, -2.0, -0.5],
+                "tokens": ["a", "b", "c"],
+                "top_logprobs": [null, {"b": -2.0, "x": -1.0}, {"c": -0.5}],
+            }),
+            "stream {stream}"
+        );
     }
 }
 
 #[tokio::test]
 async fn offsets_go_on_from_event_to_event() {
     let mut stage = Stage::new().await;
-    let answer = stage.ask(COMPLETIONS, &json!({"prompt": "x", "logprobs": 0, "stream": true}));
+    let answer = stage.ask(
+        COMPLETIONS,
+        &json!({"prompt": "x", "logprobs": 0, "stream": true}),
+    );
     let attempt = stage.attempt().await;
     for token in ["a", "b"] {
         let c = token.chars().next().unwrap();
         let logprobs = vec![position(&[(c, -0.5)], 1)];
-        attempt.send(Delta { tokens: tokens(token), logprobs, ..Delta::default() });
+        attempt.send(Delta {
+            tokens: tokens(token),
+            logprobs,
+            ..Delta::default()
+        });
         tokio::task::yield_now().await;
     }
     attempt.finish(&[], FinishReason::Length);
     let events = events(&answer.await.unwrap());
     let offsets = events.iter().flat_map(|event| {
-        event["choices"][0]["logprobs"]["text_offset"].as_array().cloned().unwrap_or_default()
+        event["choices"][0]["logprobs"]["text_offset"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
     });
     assert_eq!(offsets.collect::<Vec<Value>>(), [json!(0), json!(1)]);
 }
@@ -135,14 +168,21 @@ async fn offsets_go_on_from_event_to_event() {
 #[tokio::test]
 async fn a_stream_counts_the_tokens_of_all_prompts_at_its_end() {
     let mut stage = Stage::new().await;
-    let body = json!({"prompt": ["a", "bc"], "stream": true, "stream_options": {"include_usage": true}});
+    let body =
+        json!({"prompt": ["a", "bc"], "stream": true, "stream_options": {"include_usage": true}});
     let answer = stage.ask(COMPLETIONS, &body);
     for _ in 0..2 {
-        stage.attempt().await.finish(&tokens("xy"), FinishReason::Length);
+        stage
+            .attempt()
+            .await
+            .finish(&tokens("xy"), FinishReason::Length);
     }
     let events = events(&answer.await.unwrap());
     let usage = &events[events.len() - 1]["usage"];
-    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(3), &json!(4)));
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["completion_tokens"]),
+        (&json!(3), &json!(4))
+    );
 }
 
 #[tokio::test]
@@ -161,20 +201,39 @@ async fn every_sampling_field_reaches_the_engine() {
     let attempt = stage.attempt().await;
     let sampling = attempt.sampling();
     assert_eq!(sampling.temperature, Some(0.01));
-    assert_eq!((sampling.top_p, sampling.top_k, sampling.min_p), (Some(0.5), Some(0), Some(0.1)));
+    assert_eq!(
+        (sampling.top_p, sampling.top_k, sampling.min_p),
+        (Some(0.5), Some(0), Some(0.1))
+    );
     assert_eq!(sampling.presence_penalty, Some(1.0));
     assert_eq!(sampling.frequency_penalty, Some(-1.5));
     assert_eq!(sampling.repetition_penalty, Some(1.25));
     assert_eq!((sampling.min_tokens, sampling.ignore_eos), (2, true));
-    assert_eq!((sampling.eos_token_id, &sampling.stop_token_ids[..]), (None, &[7][..]));
+    assert_eq!(
+        (sampling.eos_token_id, &sampling.stop_token_ids[..]),
+        (None, &[7][..])
+    );
     assert_eq!(sampling.all_stop_token_ids, [7, 257, 256]);
-    assert_eq!((sampling.logit_bias[&65], sampling.logit_bias[&66]), (100.0, -1.5));
+    assert_eq!(
+        (sampling.logit_bias[&65], sampling.logit_bias[&66]),
+        (100.0, -1.5)
+    );
     assert_eq!(sampling.allowed_token_ids, [65, 66]);
-    let words: Vec<_> = sampling.bad_words.iter().map(|list| list.tokens.clone()).collect();
+    let words: Vec<_> = sampling
+        .bad_words
+        .iter()
+        .map(|list| list.tokens.clone())
+        .collect();
     assert_eq!(words, [tokens("no")]);
     assert_eq!(sampling.extra_args_json, r#"{"a":[1,"b"]}"#);
     assert_eq!(sampling.thinking_token_budget, Some(5));
-    assert_eq!((attempt.request.priority, attempt.request.cache_salt.as_str()), (3, "tenant"));
+    assert_eq!(
+        (
+            attempt.request.priority,
+            attempt.request.cache_salt.as_str()
+        ),
+        (3, "tenant")
+    );
     attempt.end();
     assert_eq!(answer.await.unwrap().status, 200);
 }

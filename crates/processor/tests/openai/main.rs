@@ -7,6 +7,10 @@ mod failures;
 mod refusals;
 mod script;
 #[path = "../front/support.rs"]
-#[allow(dead_code, reason = "made for the tests of another program")]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "made for the tests of another program"
+)]
 mod support;
 mod tokenizer;

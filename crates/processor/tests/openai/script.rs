@@ -60,7 +60,11 @@ struct Script {
 impl Handler for Script {
     fn submit(&self, connection: &Arc<Connection>, stream: u32, request: GenerateRequest) {
         let connection = Arc::clone(connection);
-        drop(self.attempts.send(Attempt { connection, stream, request }));
+        drop(self.attempts.send(Attempt {
+            connection,
+            stream,
+            request,
+        }));
     }
 
     fn cancel(&self, _: &Arc<Connection>, stream: u32) {
@@ -70,7 +74,10 @@ impl Handler for Script {
     fn closed(&self, _: &Arc<Connection>) {}
 
     fn blob(&self, hash: &BlobHash) -> Option<Bytes> {
-        self.files.values().find(|bytes| BlobHash::of(bytes) == *hash).cloned()
+        self.files
+            .values()
+            .find(|bytes| BlobHash::of(bytes) == *hash)
+            .cloned()
     }
 }
 
@@ -83,7 +90,11 @@ impl Stage {
         let processor = support::start(config).await;
         let (attempts_to, attempts) = mpsc::unbounded_channel();
         let (cancels_to, cancels) = mpsc::unbounded_channel();
-        let script = Script { files: files(), attempts: attempts_to, cancels: cancels_to };
+        let script = Script {
+            files: files(),
+            attempts: attempts_to,
+            cancels: cancels_to,
+        };
         let worker = WorkerId("scripted".to_owned());
         let address = "127.0.0.1:0".parse().expect("an address");
         let server = Server::bind(address, ServerConfig::new(worker.clone())).expect("a free port");
@@ -102,7 +113,11 @@ impl Stage {
         };
         let (trigger, drain) = drain::channel();
         let server = server.spawn(Arc::new(script), drain);
-        let registration = processor.discovery.register(card).await.expect("memory has room");
+        let registration = processor
+            .discovery
+            .register(card)
+            .await
+            .expect("memory has room");
         until_open(processor.addr, 1).await;
         Self {
             addr: processor.addr,
@@ -122,30 +137,50 @@ impl Stage {
 
     /// Waits for the next request at the worker.
     pub(crate) async fn attempt(&mut self) -> Attempt {
-        self.attempts.recv().await.expect("the worker lives as long as the stage")
+        self.attempts
+            .recv()
+            .await
+            .expect("the worker lives as long as the stage")
     }
 
     /// Waits until the worker is told to cancel, and returns the stream.
     pub(crate) async fn cancelled(&mut self) -> u32 {
-        self.cancels.recv().await.expect("the worker lives as long as the stage")
+        self.cancels
+            .recv()
+            .await
+            .expect("the worker lives as long as the stage")
     }
 
     /// Sends a request that must be refused before it reaches the worker; returns status and error.
     pub(crate) async fn refused(&mut self, path: &str, body: &str) -> (u16, Value) {
         let answered = send(self.addr, post(path, body.to_owned())).await;
-        assert!(self.attempts.try_recv().is_err(), "{body} reached the worker");
+        assert!(
+            self.attempts.try_recv().is_err(),
+            "{body} reached the worker"
+        );
         answered.error();
         (answered.status, answered.json()["error"].clone())
     }
+}
 
-    /// Sends a request and returns the answer as it begins.
-    pub(crate) async fn open(&self, path: &str, body: &Value) -> Reading {
-        let stream = TcpStream::connect(self.addr).await.expect("the processor listens");
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
-        let connection = tokio::spawn(async move { drop(connection.await) });
-        let response = sender.send_request(post(path, body.to_string())).await.expect("an answer");
-        Reading { status: response.status().as_u16(), body: response.into_body(), connection, sender }
+/// Sends a request and returns the answer as it begins.
+pub(crate) async fn open(addr: SocketAddr, path: &str, body: &Value) -> Reading {
+    let stream = TcpStream::connect(addr)
+        .await
+        .expect("the processor listens");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP");
+    let connection = tokio::spawn(async move { drop(connection.await) });
+    let response = sender
+        .send_request(post(path, body.to_string()))
+        .await
+        .expect("an answer");
+    Reading {
+        status: response.status().as_u16(),
+        body: response.into_body(),
+        connection,
+        sender,
     }
 }
 
@@ -160,7 +195,11 @@ pub(crate) struct Reading {
 impl Reading {
     /// Returns what arrives next; `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<String> {
-        let frame = self.body.frame().await?.expect("the answer does not break off");
+        let frame = self
+            .body
+            .frame()
+            .await?
+            .expect("the answer does not break off");
         let data = frame.into_data().expect("no trailers");
         Some(String::from_utf8(data.to_vec()).expect("events are text"))
     }
@@ -174,12 +213,21 @@ impl Reading {
 
 impl Attempt {
     pub(crate) fn send(&self, delta: Delta) {
-        self.connection.send(&mut vec![Delta { stream: self.stream, ..delta }], None);
+        self.connection.send(
+            &mut vec![Delta {
+                stream: self.stream,
+                ..delta
+            }],
+            None,
+        );
     }
 
     /// Generates the tokens of a text.
     pub(crate) fn say(&self, text: &str) {
-        self.send(Delta { tokens: tokens(text), ..Delta::default() });
+        self.send(Delta {
+            tokens: tokens(text),
+            ..Delta::default()
+        });
     }
 
     /// Ends with the end-of-sequence token.
@@ -190,11 +238,18 @@ impl Attempt {
     /// Ends with these tokens.
     pub(crate) fn finish(&self, tokens: &[u32], reason: FinishReason) {
         let tokens = tokens.to_vec();
-        self.send(Delta { tokens, finish: reason.into(), ..Delta::default() });
+        self.send(Delta {
+            tokens,
+            finish: reason.into(),
+            ..Delta::default()
+        });
     }
 
     pub(crate) fn sampling(&self) -> &Sampling {
-        self.request.sampling.as_ref().expect("every request has sampling parameters")
+        self.request
+            .sampling
+            .as_ref()
+            .expect("every request has sampling parameters")
     }
 
     /// Returns the prompt as text.
@@ -222,11 +277,15 @@ pub(crate) fn position(candidates: &[(char, f32)], rank: u32) -> TokenLogprobs {
 /// Returns the JSON of a stream's events; checks that it ends with `[DONE]`.
 pub(crate) fn events(answered: &Answered) -> Vec<Value> {
     let text = answered.text();
-    let body = text.strip_suffix("data: [DONE]\n\n").unwrap_or_else(|| panic!("no end in {text}"));
+    let body = text
+        .strip_suffix("data: [DONE]\n\n")
+        .unwrap_or_else(|| panic!("no end in {text}"));
     let events = body.split_terminator("\n\n");
     events
         .map(|event| {
-            let data = event.strip_prefix("data: ").unwrap_or_else(|| panic!("{event}"));
+            let data = event
+                .strip_prefix("data: ")
+                .unwrap_or_else(|| panic!("{event}"));
             serde_json::from_str(data).unwrap_or_else(|error| panic!("{error}: {data}"))
         })
         .collect()
@@ -243,7 +302,10 @@ fn model(files: &BTreeMap<String, Bytes>) -> card::Model {
         max_num_seqs: 4,
         max_num_batched_tokens: 64,
         dp_size: 1,
-        files: files.iter().map(|(name, bytes)| (name.clone(), File::of(bytes))).collect(),
+        files: files
+            .iter()
+            .map(|(name, bytes)| (name.clone(), File::of(bytes)))
+            .collect(),
         tool_call_parser: None,
         reasoning_parser: None,
         vllm_version: "0.32.0".to_owned(),
@@ -252,7 +314,9 @@ fn model(files: &BTreeMap<String, Bytes>) -> card::Model {
 }
 
 fn files() -> BTreeMap<String, Bytes> {
-    let added = ["<|end|>", "<|other|>", "<|start|>", "<|pad|>"].iter().zip(256..);
+    let added = ["<|end|>", "<|other|>", "<|start|>", "<|pad|>"]
+        .iter()
+        .zip(256..);
     let added: Vec<Value> = added
         .map(|(content, id): (_, u32)| {
             json!({"id": id, "content": content, "special": true, "single_word": false,
@@ -270,11 +334,19 @@ fn files() -> BTreeMap<String, Bytes> {
     });
     let files = [
         ("tokenizer.json", tokenizer.to_string()),
-        ("tokenizer_config.json", json!({"eos_token": "<|end|>"}).to_string()),
-        ("generation_config.json", json!({"eos_token_id": [256, 257], "top_k": 7}).to_string()),
+        (
+            "tokenizer_config.json",
+            json!({"eos_token": "<|end|>"}).to_string(),
+        ),
+        (
+            "generation_config.json",
+            json!({"eos_token_id": [256, 257], "top_k": 7}).to_string(),
+        ),
         ("chat_template.jinja", TEMPLATE.to_owned()),
     ];
-    files.map(|(name, text)| (name.to_owned(), Bytes::from(text))).into()
+    files
+        .map(|(name, text)| (name.to_owned(), Bytes::from(text)))
+        .into()
 }
 
 /// Every byte, spelled as byte-level vocabularies do: printable ones as they are, the others from U+0100 on.
@@ -287,5 +359,9 @@ fn byte_vocab() -> Map<String, Value> {
             char::from_u32(next - 1).expect("below the surrogates")
         }
     };
-    (0..=u8::MAX).map(spell).zip(0..).map(|(c, id): (char, u32)| (c.to_string(), id.into())).collect()
+    (0..=u8::MAX)
+        .map(spell)
+        .zip(0..)
+        .map(|(c, id): (char, u32)| (c.to_string(), id.into()))
+        .collect()
 }
