@@ -24,9 +24,10 @@ check: ## Formatting, lints, documentation and dependencies
 	@$(PYTHON) scripts/check.py $(ARGS)
 
 bench: ## Measures what the serving layer costs, on the simulated engine
-	@$(PYTHON) scripts/bench.py $(ARGS)
+	cargo build --profile dist --workspace --bins
+	target/dist/stator-bench $(ARGS)
 
-gen: setup ## Writes the golden vectors with vLLM's own encoder
+gen: ## Writes the golden vectors with vLLM's own encoder
 	@$(PYTHON) scripts/gen.py $(ARGS)
 
 setup: ## Installs vLLM into .venv, which demo and test do by themselves
