@@ -8,9 +8,15 @@ which asks the reference server. Cases are grouped by what they try.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import pytest
+
+from support.api import Api
+from support.compare import first_difference
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -433,3 +439,15 @@ def streaming(body: Body | Callable) -> Body | Callable:
     if callable(body):
         return lambda ask: body(ask) | STREAM
     return body | STREAM
+
+
+def assert_equal_answers(case: Case, body: Body, reference: Api, candidate: Api) -> None:
+    """Sends a body to both servers, one after the other; fails with the first difference."""
+    expected = reference.post(case.path, body)
+    actual = candidate.post(case.path, body)
+    difference = first_difference(expected, actual)
+    if difference is None and case.is_refused != (expected.status != 200):
+        difference = f"the case expects a refusal: {case.is_refused}, got {expected.status} {expected.text[:400]}"
+    if difference is not None:
+        request = json.dumps(body, ensure_ascii=False)
+        pytest.fail(f"{difference}\nrequest: POST {case.path} {request[:1000]}", pytrace=False)

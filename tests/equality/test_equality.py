@@ -11,9 +11,8 @@ import json
 import pytest
 
 from support.api import Api
-from support.compare import first_difference
 
-from .cases import CHAT, Case, Plain, all_cases
+from .cases import CHAT, Case, Plain, all_cases, assert_equal_answers
 
 CASES = all_cases()
 
@@ -44,12 +43,4 @@ def ask(reference: Api):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_answer_equals_vllm(case: Case, reference: Api, candidate: Api, ask):
-    body = case.resolve(ask)
-    expected = reference.post(case.path, body)
-    actual = candidate.post(case.path, body)
-    difference = first_difference(expected, actual)
-    if difference is None and case.is_refused != (expected.status != 200):
-        difference = f"the case expects a refusal: {case.is_refused}, got {expected.status} {expected.text[:400]}"
-    if difference is not None:
-        request = json.dumps(body, ensure_ascii=False)
-        pytest.fail(f"{difference}\nrequest: POST {case.path} {request[:1000]}", pytrace=False)
+    assert_equal_answers(case, case.resolve(ask), reference, candidate)

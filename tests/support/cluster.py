@@ -70,6 +70,8 @@ class Settings:
 class Reference:
     """vLLM's own OpenAI server, with its own engine."""
 
+    numbers = itertools.count()
+
     def __init__(self, settings: Settings, *flags: str):
         port = free_port()
         self.api = Api(f"http://127.0.0.1:{port}")
@@ -77,7 +79,7 @@ class Reference:
             "vllm serve",
             [settings.python, "-m", "vllm.entrypoints.cli.main", "serve", settings.model, *ENGINE_FLAGS,
              "--enable-prompt-tokens-details", "--host", "127.0.0.1", "--port", str(port), *flags],
-            settings.folder / "reference.log",
+            settings.folder / f"reference-{next(self.numbers)}.log",
             ENGINE_ENVIRONMENT,
         )
 
