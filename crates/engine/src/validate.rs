@@ -211,3 +211,6 @@ fn extra_args(request: &Request) -> Result<Option<Vec<u8>>, Invalid> {
     }
     Ok(Some(writer.bytes))
 }
+
+#[cfg(test)]
+mod tests;
