@@ -18,15 +18,18 @@ PARSER = ("--reasoning-parser", "qwen3")
 # </think> of the tiny model, more or less likely: thoughts of different lengths, or no end.
 ENDS = [{}, {"1005": 3}, {"1005": 5}, {"1005": 100}]
 
+# Holds for the answer only, in which </think> then cannot come again.
+WORDS = {"structured_outputs": {"regex": "[a-z]{2,9}( [a-z]{2,9}){1,6}"}}
+
 
 def bodies() -> Iterator[dict]:
     for bias in ENDS:
-        yield chat("Think first", logit_bias=bias, max_tokens=50)
-        yield chat("Think and stop", logit_bias=bias, max_tokens=50, stop=["a", "e"])
+        yield chat("Think first", logit_bias=bias, max_tokens=50, **WORDS)
+        yield chat("Think and stop", logit_bias=bias, max_tokens=50, stop=["a", "e"], **WORDS)
     yield chat("Do not think", chat_template_kwargs={"enable_thinking": False})
-    yield chat("Keep it to yourself", logit_bias=ENDS[2], include_reasoning=False)
-    yield chat("With logprobs", logit_bias=ENDS[2], logprobs=True, top_logprobs=1)
-    yield chat("With ids", logit_bias=ENDS[2], return_token_ids=True)
+    yield chat("Keep it to yourself", logit_bias=ENDS[2], include_reasoning=False, **WORDS)
+    yield chat("With logprobs", logit_bias=ENDS[2], logprobs=True, top_logprobs=1, **WORDS)
+    yield chat("With ids", logit_bias=ENDS[2], return_token_ids=True, **WORDS)
     schema = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}
     yield chat("An object", logit_bias=ENDS[1] | NO_SPACE, response_format=schema, max_tokens=120)
     yield chat("An object", chat_template_kwargs={"enable_thinking": False}, response_format=schema, max_tokens=120)
@@ -36,7 +39,7 @@ def bodies() -> Iterator[dict]:
         {"role": "assistant", "content": "Two", "reasoning_content": "after one comes two"},
         {"role": "user", "content": "And then?"},
     ]
-    yield chat(history, logit_bias=ENDS[2])
+    yield chat(history, logit_bias=ENDS[2], **WORDS)
 
 
 CASES = [
