@@ -1,1 +1,28 @@
-//! What the worker roles share: an engine behind the request plane, registered in discovery.
+//! What all workers share: a configuration, engines under supervision, and a request plane in front
+//! of them.
+//!
+//! The way of a request: [`handler`] takes it from the plane, `convert` makes it the engine's, `requests`
+//! remembers whose it is, `sink` sends the outputs of each step back to where the requests came from.
+//! Around it: `rank` keeps an engine running, `files` and `card` tell what is served, `system` answers
+//! questions of people and machines. A role (`stator-agg`) puts a name on a [`Worker`].
+
+mod announce;
+mod card;
+pub mod cli;
+pub mod config;
+mod convert;
+mod files;
+mod handler;
+mod launch;
+mod metrics;
+mod network;
+mod python;
+mod rank;
+mod requests;
+mod sink;
+mod status;
+mod system;
+mod worker;
+
+pub use config::Config;
+pub use worker::Worker;

@@ -1,0 +1,47 @@
+//! One line at start-up that says what is open to whom.
+
+use std::net::SocketAddr;
+
+use tracing::{info, warn};
+
+use crate::{cli::DiscoveryBackend, config::Config, network::reach};
+
+/// What a worker listens on.
+pub(crate) struct Listeners<'a> {
+    pub(crate) plane: SocketAddr,
+    pub(crate) advertised: &'a str,
+    pub(crate) system: Option<SocketAddr>,
+    pub(crate) discovery: String,
+}
+
+/// Says what is open to whom, and how to close it.
+pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
+    let plane = listeners.plane;
+    let asked = if config.plane_token.is_some() {
+        "with the plane's token"
+    } else {
+        "without a token"
+    };
+    let system = match listeners.system {
+        Some(address) => format!(
+            "status and metrics on http://{address} for {}, read only",
+            reach(address.ip())
+        ),
+        None => "no status routes (--system-port)".to_owned(),
+    };
+    info!(
+        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted; {system}; \
+         discovery: {}",
+        listeners.advertised,
+        reach(plane.ip()),
+        listeners.discovery,
+    );
+    if !plane.ip().is_loopback() && config.plane_token.is_none() {
+        warn!(
+            "whoever reaches tcp://{plane} can use the engine; close it with --plane-token-file or --host 127.0.0.1"
+        );
+    }
+    if config.discovery_backend == DiscoveryBackend::Mem {
+        warn!("discovery is in this process's memory: no other process will find this worker");
+    }
+}

@@ -1,0 +1,264 @@
+//! From a worker's configuration to the engines that it starts.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use stator_common::{WorkerId, card::Role};
+use stator_engine::{Attach, Config as EngineConfig, Launch, Spawn, Waits, model};
+
+use crate::{cli::EngineKind, config::Config, files::flag, network, python::on_path};
+
+/// Why the engines of a worker cannot be described.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    #[error("'{0}' is not an address: expected tcp://host:port")]
+    Address(String),
+    #[error("port {port} + rank {rank} is no port")]
+    Port { port: u16, rank: u32 },
+    #[error(
+        "stator-sim is neither beside this program nor on the path: name it with --engine-command"
+    )]
+    NoSimulator,
+    #[error("create {path}: {source}")]
+    RunDir { path: PathBuf, source: io::Error },
+    #[error(
+        "{ranks} engines of {each} devices need {} devices, but CUDA_VISIBLE_DEVICES={visible} names fewer",
+        ranks * each
+    )]
+    Devices {
+        ranks: usize,
+        each: usize,
+        visible: String,
+    },
+}
+
+/// The engines of a worker.
+pub(crate) struct Engines {
+    /// One per data-parallel rank.
+    pub(crate) configs: Vec<EngineConfig>,
+    /// A folder that ends with this worker, if nobody named one.
+    pub(crate) run_dir: RunDir,
+}
+
+/// The folder of a worker's engines.
+pub(crate) struct RunDir {
+    pub(crate) path: PathBuf,
+    temporary: bool,
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if self.temporary {
+            // Best effort: it lies below the temporary folder.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Lays out the engines of a worker.
+///
+/// # Errors
+/// [`LaunchError`].
+pub(crate) fn engines(
+    config: &Config,
+    role: Role,
+    worker: &WorkerId,
+) -> Result<Engines, LaunchError> {
+    let run_dir = run_dir(config, role, worker)?;
+    let ranks = config.data_parallel_size;
+    let configs = (0..ranks)
+        .map(|rank| {
+            Ok(EngineConfig {
+                launch: launch(config, rank)?,
+                run_dir: if ranks == 1 {
+                    run_dir.path.clone()
+                } else {
+                    run_dir.path.join(format!("rank-{rank}"))
+                },
+                keep: config.engine_keep,
+                dp_rank: rank,
+                vocab_size: None,
+                any_version: config.any_vllm_version,
+                waits: Waits {
+                    ready: config.engine_ready_timeout,
+                    ..Waits::default()
+                },
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Engines { configs, run_dir })
+}
+
+fn launch(config: &Config, rank: u32) -> Result<Launch, LaunchError> {
+    let args = engine_args(config);
+    Ok(match config.engine_kind() {
+        EngineKind::Attach => {
+            let (host, port) = address(config.engine_attach.as_deref().unwrap_or_default())?;
+            let port = u16::try_from(u32::from(port) + rank)
+                .map_err(|_| LaunchError::Port { port, rank })?;
+            Launch::Attach(Attach {
+                bind: network::join(&host, port),
+                advertise: config.engine_advertise_host.clone(),
+                model: model::folder(&config.model),
+                args,
+            })
+        }
+        EngineKind::Vllm => Launch::Spawn(Spawn {
+            python: config.python.clone().unwrap_or_else(|| "python3".into()),
+            model: config.model.clone(),
+            args,
+            env: devices(config, rank)?,
+        }),
+        EngineKind::Sim => Launch::Spawn(Spawn {
+            python: simulator(config)?,
+            model: config.model.clone(),
+            args,
+            env: Vec::new(),
+        }),
+    })
+}
+
+/// Returns vLLM's flags: those given, and those of ours that are vLLM's too.
+pub(crate) fn engine_args(config: &Config) -> Vec<String> {
+    let mut args = config.engine_args.clone();
+    if let Some(parser) = &config.reasoning_parser {
+        args.extend(["--reasoning-parser".to_owned(), parser.clone()]);
+    }
+    args
+}
+
+/// Gives each of several engines on one machine its own devices, as vLLM does for its ranks.
+fn devices(config: &Config, rank: u32) -> Result<Vec<(OsString, OsString)>, LaunchError> {
+    let ranks = config.data_parallel_size as usize;
+    if ranks == 1 {
+        return Ok(Vec::new());
+    }
+    let size = |name| flag(&config.engine_args, name).and_then(|size| size.parse().ok());
+    let tensor: usize = size("--tensor-parallel-size")
+        .or_else(|| size("-tp"))
+        .unwrap_or(1);
+    let each = tensor * size("--pipeline-parallel-size").unwrap_or(1);
+    let visible = env::var("CUDA_VISIBLE_DEVICES")
+        .ok()
+        .filter(|list| !list.is_empty());
+    let all: Vec<String> = match &visible {
+        Some(list) => list
+            .split(',')
+            .map(|device| device.trim().to_owned())
+            .collect(),
+        None => (0..ranks * each).map(|device| device.to_string()).collect(),
+    };
+    let first = rank as usize * each;
+    match all.get(first..first + each) {
+        Some(own) => Ok(vec![("CUDA_VISIBLE_DEVICES".into(), own.join(",").into())]),
+        None => Err(LaunchError::Devices {
+            ranks,
+            each,
+            visible: visible.unwrap_or_default(),
+        }),
+    }
+}
+
+/// Reads `tcp://host:port` or `host:port`.
+fn address(text: &str) -> Result<(String, u16), LaunchError> {
+    let bad = || LaunchError::Address(text.to_owned());
+    let plain = text.strip_prefix("tcp://").unwrap_or(text);
+    let (host, port) = plain.rsplit_once(':').ok_or_else(bad)?;
+    let port = port.parse().map_err(|_| bad())?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() {
+        return Err(bad());
+    }
+    Ok((host.to_owned(), port))
+}
+
+fn simulator(config: &Config) -> Result<PathBuf, LaunchError> {
+    if let Some(named) = &config.engine_command {
+        return Ok(named.clone());
+    }
+    let beside = env::current_exe()
+        .ok()
+        .map(|exe| exe.with_file_name("stator-sim"))
+        .filter(|file| file.is_file());
+    beside
+        .or_else(|| on_path("stator-sim", &env::var("PATH").ok()?))
+        .ok_or(LaunchError::NoSimulator)
+}
+
+fn run_dir(config: &Config, role: Role, worker: &WorkerId) -> Result<RunDir, LaunchError> {
+    if let Some(path) = &config.run_dir {
+        return Ok(RunDir {
+            path: path.clone(),
+            temporary: false,
+        });
+    }
+    let root = stator_common::discovery::file::Files::default_root();
+    let place = config.place(role);
+    let name = if config.engine_keep {
+        // The same again after a restart, so that the engine is found.
+        let model: String = Path::new(&config.model)
+            .to_string_lossy()
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
+        format!(
+            "{}.{}.{}",
+            place.namespace,
+            place.component,
+            model.trim_matches('-')
+        )
+    } else {
+        worker.0.clone()
+    };
+    let path = root.join("engines").join(name);
+    let failed = |source| LaunchError::RunDir {
+        path: path.clone(),
+        source,
+    };
+    fs::create_dir_all(&path).map_err(failed)?;
+    Ok(RunDir {
+        path,
+        temporary: !config.engine_keep,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attached_ranks_listen_on_ports_in_a_row() {
+        let config = Config {
+            model: "/nowhere".to_owned(),
+            engine_attach: Some("tcp://127.0.0.1:4000".to_owned()),
+            data_parallel_size: 2,
+            ..Config::default()
+        };
+        let Launch::Attach(attach) = launch(&config, 1).unwrap() else {
+            panic!("not attached");
+        };
+        assert_eq!(attach.bind, "127.0.0.1:4001");
+    }
+
+    #[test]
+    fn an_address_without_a_port_is_refused() {
+        for text in ["tcp://host", "tcp://:1", "host:x", "tcp://h:70000"] {
+            assert!(address(text).is_err(), "{text}");
+        }
+        assert_eq!(address("tcp://[::1]:5").unwrap(), ("::1".to_owned(), 5));
+    }
+
+    #[test]
+    fn the_reasoning_parser_goes_to_the_engine_too() {
+        let config = Config {
+            engine_args: vec!["-O0".to_owned()],
+            reasoning_parser: Some("qwen3".to_owned()),
+            ..Config::default()
+        };
+        assert_eq!(engine_args(&config), ["-O0", "--reasoning-parser", "qwen3"]);
+    }
+}

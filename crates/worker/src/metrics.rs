@@ -1,0 +1,136 @@
+//! What a worker counts.
+//!
+//! Names of our own begin with `stator_`. What the engine's scheduler says of itself bears vLLM's names and
+//! labels (vLLM 0.32, `v1/metrics/loggers.py`), so that dashboards made for vLLM go on working.
+
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
+use stator_common::{Code, proto::worker::FinishReason};
+use stator_engine::SchedulerStats;
+
+/// Counts requests and tokens of a worker. The handles are looked up once.
+#[derive(Clone)]
+pub(crate) struct WorkerMetrics {
+    pub(crate) prompt_tokens: Counter,
+    pub(crate) generated_tokens: Counter,
+    pub(crate) cached_tokens: Counter,
+    pub(crate) first_token: Histogram,
+    pub(crate) duration: Histogram,
+    pub(crate) running: Gauge,
+    pub(crate) connections: Gauge,
+    pub(crate) restarts: Counter,
+}
+
+impl WorkerMetrics {
+    pub(crate) fn new() -> Self {
+        describe_counter!(
+            "stator_requests_total",
+            "Requests that ended, by how: a finish reason, cancelled, or an error's code"
+        );
+        describe_counter!(
+            "stator_prompt_tokens_total",
+            "Prompt tokens of accepted requests"
+        );
+        describe_counter!(
+            "stator_generated_tokens_total",
+            "Tokens that the engines generated"
+        );
+        describe_counter!(
+            "stator_cached_prompt_tokens_total",
+            "Prompt tokens that came from a cache"
+        );
+        describe_histogram!(
+            "stator_time_to_first_token_seconds",
+            "From a request's arrival at the worker to its first output"
+        );
+        describe_histogram!(
+            "stator_request_duration_seconds",
+            "From a request's arrival at the worker to its end"
+        );
+        describe_gauge!(
+            "stator_requests_running",
+            "Requests in the engines of this worker"
+        );
+        describe_gauge!("stator_connections", "Connected processors");
+        describe_counter!(
+            "stator_engine_restarts_total",
+            "Engines that died and were started again"
+        );
+        Self {
+            prompt_tokens: counter!("stator_prompt_tokens_total"),
+            generated_tokens: counter!("stator_generated_tokens_total"),
+            cached_tokens: counter!("stator_cached_prompt_tokens_total"),
+            first_token: histogram!("stator_time_to_first_token_seconds"),
+            duration: histogram!("stator_request_duration_seconds"),
+            running: gauge!("stator_requests_running"),
+            connections: gauge!("stator_connections"),
+            restarts: counter!("stator_engine_restarts_total"),
+        }
+    }
+
+    /// Counts a request that ended by itself.
+    pub(crate) fn finished(&self, finish: FinishReason) {
+        counter!("stator_requests_total", "outcome" => match finish {
+            FinishReason::Unspecified => "unspecified",
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Abort => "abort",
+            FinishReason::Error => "error",
+            FinishReason::Repetition => "repetition",
+        })
+        .increment(1);
+    }
+
+    /// Counts requests that their processor gave up.
+    pub(crate) fn cancelled(&self, requests: usize) {
+        counter!("stator_requests_total", "outcome" => "cancelled").increment(requests as u64);
+    }
+
+    /// Counts requests that were refused or broken off here.
+    pub(crate) fn failed(&self, code: Code, requests: usize) {
+        let outcome = format!("{code:?}").to_lowercase();
+        counter!("stator_requests_total", "outcome" => outcome).increment(requests as u64);
+    }
+}
+
+/// What the scheduler of one engine says, under vLLM's names.
+pub(crate) struct EngineMetrics {
+    running: Gauge,
+    waiting: Gauge,
+    kv_usage: Gauge,
+    prefix_queries: Counter,
+    prefix_hits: Counter,
+    preemptions: Counter,
+}
+
+impl EngineMetrics {
+    pub(crate) fn new(model: &str, rank: u32) -> Self {
+        let labels = [
+            ("model_name", model.to_owned()),
+            ("engine", rank.to_string()),
+        ];
+        Self {
+            running: gauge!("vllm:num_requests_running", &labels),
+            waiting: gauge!("vllm:num_requests_waiting", &labels),
+            kv_usage: gauge!("vllm:kv_cache_usage_perc", &labels),
+            prefix_queries: counter!("vllm:prefix_cache_queries_total", &labels),
+            prefix_hits: counter!("vllm:prefix_cache_hits_total", &labels),
+            preemptions: counter!("vllm:num_preemptions_total", &labels),
+        }
+    }
+
+    pub(crate) fn step(&self, stats: &SchedulerStats) {
+        self.running.set(stats.running);
+        self.waiting.set(stats.waiting);
+        self.kv_usage.set(stats.kv_usage);
+        if stats.prefix_queries > 0 {
+            self.prefix_queries.increment(stats.prefix_queries);
+            self.prefix_hits.increment(stats.prefix_hits);
+        }
+        if stats.preempted > 0 {
+            self.preemptions.increment(stats.preempted);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Whose request is whose: the requests that run in one engine, until it ends.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ahash::AHashMap;
+use parking_lot::Mutex;
+use stator_common::plane::tcp::Connection;
+use stator_engine::{Prepared, RequestHandle, RequestKey, SubmitError};
+use tokio::{sync::Notify, task::AbortHandle, time::Instant};
+
+/// A request that runs.
+pub(crate) struct Running {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) stream: u32,
+    /// When it came.
+    pub(crate) since: Instant,
+    /// Whether an output has been sent.
+    pub(crate) started: bool,
+    /// Dropping it aborts the request in the engine, unless it has ended.
+    _handle: RequestHandle,
+    _deadline: Option<Deadline>,
+    _counted: Counted,
+}
+
+/// Ends with its request.
+struct Deadline(AbortHandle);
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The requests of one engine.
+#[derive(Default)]
+pub(crate) struct Requests {
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+pub(crate) struct Tables {
+    by_key: AHashMap<RequestKey, Running>,
+    by_stream: AHashMap<(u64, u32), RequestKey>,
+}
+
+/// How many requests run in all engines of a worker.
+#[derive(Default)]
+pub(crate) struct Count {
+    running: AtomicUsize,
+    none: Notify,
+}
+
+/// Counts one request, from before it is admitted to its end.
+pub(crate) struct Counted(Arc<Count>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.none.notify_waiters();
+        }
+    }
+}
+
+impl Count {
+    /// Counts one request more.
+    pub(crate) fn enter(self: &Arc<Self>) -> Counted {
+        self.running.fetch_add(1, Ordering::AcqRel);
+        Counted(self.clone())
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// Waits until nothing runs. Cancel safe.
+    pub(crate) async fn none(&self) {
+        loop {
+            let none = self.none.notified();
+            tokio::pin!(none);
+            none.as_mut().enable();
+            if self.get() == 0 {
+                return;
+            }
+            none.await;
+        }
+    }
+}
+
+impl Requests {
+    /// Returns how many requests run in this engine.
+    pub(crate) fn len(&self) -> usize {
+        self.tables.lock().by_key.len()
+    }
+
+    /// Sends a request to the engine. Under the lock, because its first output may come at once.
+    ///
+    /// `late` is run once, `deadline` after `since`, if the request still runs then.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        counted: Counted,
+        (connection, stream): (&Arc<Connection>, u32),
+        deadline: Option<Duration>,
+        late: impl FnOnce(Running) + Send + 'static,
+    ) -> Result<(), SubmitError> {
+        let key = prepared.key();
+        let since = Instant::now();
+        let mut tables = self.tables.lock();
+        let handle = prepared.send()?;
+        let deadline = deadline.map(|deadline| {
+            let requests = Arc::downgrade(self);
+            let timer = tokio::spawn(async move {
+                tokio::time::sleep_until(since + deadline).await;
+                if let Some(running) = requests.upgrade().and_then(|all| all.take(key)) {
+                    late(running);
+                }
+            });
+            Deadline(timer.abort_handle())
+        });
+        tables.by_stream.insert((connection.id(), stream), key);
+        tables.by_key.insert(
+            key,
+            Running {
+                connection: connection.clone(),
+                stream,
+                since,
+                started: false,
+                _handle: handle,
+                _deadline: deadline,
+                _counted: counted,
+            },
+        );
+        Ok(())
+    }
+
+    /// Looks at all requests under one lock.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&mut Tables) -> R) -> R {
+        look(&mut self.tables.lock())
+    }
+
+    /// Takes one request out; dropping it aborts it.
+    pub(crate) fn take(&self, key: RequestKey) -> Option<Running> {
+        self.tables.lock().take(key)
+    }
+
+    /// Takes the request of a stream out.
+    pub(crate) fn take_stream(&self, connection: &Connection, stream: u32) -> Option<Running> {
+        let mut tables = self.tables.lock();
+        let key = tables.by_stream.get(&(connection.id(), stream)).copied()?;
+        tables.take(key)
+    }
+
+    /// Takes all requests of a connection out.
+    pub(crate) fn take_connection(&self, connection: &Connection) -> Vec<Running> {
+        self.take_if(|running| running.connection.id() == connection.id())
+    }
+
+    /// Takes all requests out.
+    pub(crate) fn take_all(&self) -> Vec<Running> {
+        self.take_if(|_| true)
+    }
+
+    fn take_if(&self, of: impl Fn(&Running) -> bool) -> Vec<Running> {
+        let mut tables = self.tables.lock();
+        let keys: Vec<RequestKey> = tables
+            .by_key
+            .iter()
+            .filter(|(_, running)| of(running))
+            .map(|(key, _)| *key)
+            .collect();
+        keys.into_iter()
+            .filter_map(|key| tables.take(key))
+            .collect()
+    }
+}
+
+impl Tables {
+    pub(crate) fn get(&mut self, key: RequestKey) -> Option<&mut Running> {
+        self.by_key.get_mut(&key)
+    }
+
+    pub(crate) fn take(&mut self, key: RequestKey) -> Option<Running> {
+        let running = self.by_key.remove(&key)?;
+        self.by_stream
+            .remove(&(running.connection.id(), running.stream));
+        Some(running)
+    }
+}

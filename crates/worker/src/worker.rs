@@ -1,0 +1,331 @@
+//! A worker: bound early, ready when its engines are, gone when it is told to drain.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use stator_common::{
+    Code, WorkerId,
+    card::Role,
+    discovery::{Discovery, Registration, file, mem},
+    drain::Drain,
+    plane::tcp::{Server, ServerConfig},
+    telemetry::Telemetry,
+};
+use stator_engine::{Engine, Phase, StartError, State};
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    announce::{self, Listeners},
+    card,
+    cli::DiscoveryBackend,
+    config::{Config, ConfigError},
+    files::Files,
+    handler::Serving,
+    launch::{self, RunDir},
+    metrics::WorkerMetrics,
+    network,
+    rank::{self, Rank},
+    requests::Count,
+    status::{Health, Loads},
+    system::System,
+};
+
+/// A worker whose listeners are bound and whose engines do not run yet.
+pub struct Worker {
+    config: Config,
+    role: Role,
+    id: WorkerId,
+    server: Server,
+    addr: SocketAddr,
+    advertised: String,
+    system: Option<System>,
+    discovery: Arc<dyn Discovery>,
+    ranks: Vec<stator_engine::Config>,
+    run_dir: RunDir,
+    telemetry: Telemetry,
+}
+
+impl Worker {
+    /// Binds the listeners, so that a taken port fails now and not after the engine has started.
+    ///
+    /// # Errors
+    /// A listener cannot be bound or may not be open to others; the engines cannot be laid out.
+    pub async fn bind(config: Config, role: Role, telemetry: Telemetry) -> anyhow::Result<Self> {
+        let discovery: Arc<dyn Discovery> = match config.discovery_backend {
+            DiscoveryBackend::File => Arc::new(file::Files::new(discovery_root(&config))),
+            DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
+        };
+        Self::bind_in(config, role, telemetry, discovery).await
+    }
+
+    /// Like [`Worker::bind`], in a given place of discovery.
+    ///
+    /// # Errors
+    /// As [`Worker::bind`].
+    pub async fn bind_in(
+        config: Config,
+        role: Role,
+        telemetry: Telemetry,
+        discovery: Arc<dyn Discovery>,
+    ) -> anyhow::Result<Self> {
+        let id = WorkerId(format!("{role}-{:012x}", rand::random::<u64>() >> 16));
+        let host = network::resolve(&config.host, config.port)
+            .with_context(|| format!("resolve --host {}", config.host))?;
+        if !host.ip().is_loopback() && config.plane_token.is_none() && !config.insecure_plane {
+            return Err(ConfigError::OpenPlane(config.host.clone()).into());
+        }
+        let mut plane = ServerConfig::new(id.clone());
+        plane.token = config.plane_token.as_ref().map(|token| token.0.clone());
+        let server = Server::bind(host, plane).with_context(|| format!("listen on {host}"))?;
+        let addr = server.local_addr()?;
+        let advertised = match &config.advertise_host {
+            Some(host) => network::join(host, addr.port()),
+            None => {
+                let ip = network::advertised(addr.ip())
+                    .context("find this machine's address; name it with --advertise-host")?;
+                SocketAddr::new(ip, addr.port()).to_string()
+            }
+        };
+        let system = match u16::try_from(config.system_port) {
+            Ok(port) => {
+                let address = network::resolve(&config.system_host, port)
+                    .with_context(|| format!("resolve --system-host {}", config.system_host))?;
+                let system = System::bind(address).await;
+                Some(system.with_context(|| format!("listen on {address}"))?)
+            }
+            // -1: none.
+            Err(_) => None,
+        };
+        let engines = launch::engines(&config, role, &id)?;
+        Ok(Self {
+            config,
+            role,
+            id,
+            server,
+            addr,
+            advertised,
+            system,
+            discovery,
+            ranks: engines.configs,
+            run_dir: engines.run_dir,
+            telemetry,
+        })
+    }
+
+    /// Returns the bound address of the request plane.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Returns the bound address of the system routes, where there are any.
+    pub fn system_addr(&self) -> Option<SocketAddr> {
+        self.system
+            .as_ref()
+            .and_then(|system| system.local_addr().ok())
+    }
+
+    /// Starts the engines and serves until `drain` says otherwise and nothing runs any more.
+    ///
+    /// # Errors
+    /// An engine cannot be started, or the worker cannot make itself known.
+    pub async fn serve(self, drain: Drain) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        // Whatever ends this, the engines end too.
+        let _stop = stop.clone().drop_guard();
+        announce::listeners(
+            &self.config,
+            &Listeners {
+                plane: self.addr,
+                advertised: &self.advertised,
+                system: self.system_addr(),
+                discovery: match self.config.discovery_backend {
+                    DiscoveryBackend::File => {
+                        format!("files in {}", discovery_root(&self.config).display())
+                    }
+                    DiscoveryBackend::Mem => "this process".to_owned(),
+                },
+            },
+        );
+        let serving = Arc::new(self.serving());
+        if let Some(system) = self.system {
+            let (health, metrics) = (serving.health.clone(), serving.metrics.clone());
+            system.spawn(health, metrics, self.telemetry, stop.clone());
+        }
+        let server = self.server.spawn(serving.clone(), drain.clone());
+        info!(
+            worker = %self.id,
+            model = self.config.model,
+            engines = serving.ranks.len(),
+            run_dir = %self.run_dir.path.display(),
+            "starting the engine"
+        );
+        let mut engines = JoinSet::new();
+        for rank in serving.ranks.clone() {
+            let stop = stop.clone();
+            engines.spawn(async move { rank.run(stop).await });
+        }
+        let publication = Publication {
+            config: &self.config,
+            role: self.role,
+            id: &self.id,
+            address: &self.advertised,
+            discovery: &*self.discovery,
+            serving: &serving,
+        };
+        let ended = tokio::select! {
+            ended = publication.run() => ended,
+            ended = first_failure(&mut engines) => Err(ended).context("start the engine"),
+            () = serving.publish_load() => Ok(()),
+            () = drain.draining() => Ok(()),
+        };
+        serving.health.draining.store(true, Ordering::Release);
+        if ended.is_ok() {
+            finish(&serving, &drain).await;
+        }
+        server.close().await;
+        stop.cancel();
+        while engines.join_next().await.is_some() {}
+        info!(worker = %self.id, "worker gone");
+        ended
+    }
+
+    fn serving(&self) -> Serving {
+        let names = self.config.names();
+        let count = Arc::new(Count::default());
+        let health = Arc::new(Health {
+            worker: self.id.0.clone(),
+            role: self.role.to_string(),
+            models: names.clone(),
+            loads: Arc::new(Loads::new(self.config.data_parallel_size)),
+            engines: Mutex::new(vec![State::Starting(Phase::Preparing); self.ranks.len()]),
+            draining: AtomicBool::new(false),
+            requests: count.clone(),
+        });
+        let metrics = WorkerMetrics::new();
+        let (changed, changes) = watch::channel(0);
+        let ranks = (0..).zip(&self.ranks).map(|(index, config)| {
+            Arc::new(Rank {
+                index,
+                config: config.clone(),
+                model: names[0].clone(),
+                health: health.clone(),
+                metrics: metrics.clone(),
+                active: Mutex::new(None),
+                changed: changed.clone(),
+            })
+        });
+        Serving {
+            ranks: ranks.collect(),
+            health: health.clone(),
+            count,
+            metrics: metrics.clone(),
+            files: Mutex::default(),
+            connections: Mutex::default(),
+            changed: changes,
+        }
+    }
+}
+
+fn discovery_root(config: &Config) -> std::path::PathBuf {
+    let named = config.discovery_path.clone();
+    named.unwrap_or_else(file::Files::default_root)
+}
+
+/// Waits for an engine that cannot be started at all.
+async fn first_failure(engines: &mut JoinSet<Result<(), StartError>>) -> anyhow::Error {
+    loop {
+        match engines.join_next().await {
+            Some(Ok(Err(error))) => return error.into(),
+            Some(Err(panic)) => return panic.into(),
+            // One that was told to stop.
+            Some(Ok(Ok(()))) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Makes a worker known while it has an engine.
+struct Publication<'a> {
+    config: &'a Config,
+    role: Role,
+    id: &'a WorkerId,
+    address: &'a str,
+    discovery: &'a dyn Discovery,
+    serving: &'a Serving,
+}
+
+impl Publication<'_> {
+    /// Runs until it is dropped, which is leaving.
+    ///
+    /// # Errors
+    /// The files of the model cannot be read; the place of discovery cannot be written to.
+    async fn run(&self) -> anyhow::Result<()> {
+        let mut changed = self.serving.changed.clone();
+        let mut registration: Option<Registration> = None;
+        let mut complete = false;
+        loop {
+            changed.borrow_and_update();
+            let engines: Vec<Engine> = self.serving.active().map(|a| a.engine.clone()).collect();
+            complete |= engines.len() == self.serving.ranks.len();
+            if engines.is_empty() {
+                if registration.take().is_some() {
+                    warn!("no engine: left discovery");
+                }
+            } else if complete && registration.is_none() {
+                registration = Some(self.register(&engines).await?);
+            }
+            if changed.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn register(&self, engines: &[Engine]) -> anyhow::Result<Registration> {
+        let config = self.config;
+        let folder = engines
+            .first()
+            .and_then(|engine| engine.info().model.clone());
+        let files = Files::read(
+            &config.model,
+            folder.as_deref(),
+            config.chat_template.as_deref(),
+            &config.engine_args,
+        )
+        .context("read the model's files")?;
+        let card = card::describe(config, self.role, self.id, self.address, engines, &files)
+            .context("describe a worker without engines")?;
+        *self.serving.files.lock() = Arc::new(files);
+        let (place, names) = (card.endpoint.to_string(), card.model.names.join(", "));
+        let registration = self
+            .discovery
+            .register(card)
+            .await
+            .context("make the worker known")?;
+        info!(worker = %self.id, place, model = names, address = self.address, "ready");
+        Ok(registration)
+    }
+}
+
+/// Lets what runs finish, up to the deadline, and ends the rest so that it can go on elsewhere.
+async fn finish(serving: &Serving, drain: &Drain) {
+    info!(requests = serving.count.get(), "draining");
+    tokio::select! {
+        () = serving.count.none() => return,
+        () = drain.aborting() => {}
+    }
+    for active in serving.active() {
+        let left = active.requests.take_all();
+        warn!(requests = left.len(), "the worker ends before its requests");
+        serving.metrics.failed(Code::Draining, left.len());
+        rank::fail(left, Code::Draining, "the worker ended before the request");
+    }
+}
