@@ -13,8 +13,7 @@ async fn main() -> anyhow::Result<()> {
     let environment = |name: &str| std::env::var(name).ok();
     let cli = match cli::parse(&argv, &environment) {
         Ok(cli) => cli,
-        Err(cli::CliError::Own(shown)) => shown.exit(),
-        Err(error) => return Err(error.into()),
+        Err(error) => error.exit(),
     };
     let config = config::load(&cli, &environment).context("load configuration")?;
     if cli.print_config {

@@ -302,6 +302,19 @@ pub enum CliError {
     Introspect(#[from] IntrospectError),
 }
 
+impl CliError {
+    /// Shows it and ends the process: with status 0 after help, 2 after an error, as clap does.
+    pub fn exit(&self) -> ! {
+        match self {
+            Self::Own(shown) => shown.exit(),
+            Self::Engine(..) | Self::Python(_) | Self::Introspect(_) => {
+                eprintln!("error: {self}");
+                std::process::exit(2);
+            }
+        }
+    }
+}
+
 /// Takes a command line apart. Our help needs no vLLM; everything else asks the installed one for its
 /// flags, so that a wrong one is refused at once and not by an engine half a minute later.
 ///

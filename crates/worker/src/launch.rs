@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use stator_common::{WorkerId, card::Role};
+use stator_common::{WorkerId, card::Role, scratch};
 use stator_engine::{Attach, Config as EngineConfig, Launch, Spawn, Waits, model};
 
 use crate::{cli::EngineKind, config::Config, files::flag, network, python::on_path};
@@ -196,7 +196,6 @@ fn run_dir(config: &Config, role: Role, worker: &WorkerId) -> Result<RunDir, Lau
             temporary: false,
         });
     }
-    let root = stator_common::discovery::file::Files::default_root();
     let place = config.place(role);
     let name = if config.engine_keep {
         // The same again after a restart, so that the engine is found.
@@ -214,12 +213,14 @@ fn run_dir(config: &Config, role: Role, worker: &WorkerId) -> Result<RunDir, Lau
     } else {
         worker.0.clone()
     };
-    let path = root.join("engines").join(name);
+    let path = scratch::path().join("engines").join(name);
     let failed = |source| LaunchError::RunDir {
         path: path.clone(),
         source,
     };
-    fs::create_dir_all(&path).map_err(failed)?;
+    scratch::create()
+        .and_then(|()| fs::create_dir_all(&path))
+        .map_err(failed)?;
     Ok(RunDir {
         path,
         temporary: !config.engine_keep,

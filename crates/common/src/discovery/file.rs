@@ -27,7 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
 use super::{Discovery, DiscoveryError, Event, Registration, WATCH_BUFFER, Watch, difference};
-use crate::{Card, card::is_name, ids::WorkerId};
+use crate::{Card, card::is_name, ids::WorkerId, scratch};
 
 /// A worker that did not renew its file for this long is gone.
 pub const TTL: Duration = Duration::from_secs(10);
@@ -68,20 +68,21 @@ impl Files {
     }
 
     /// Returns the folder that is used where none is named: `$STATOR_FILE_KV`, else
-    /// `$DYN_FILE_KV`, else `stator-<user id>` in the folder for temporary files.
+    /// `$DYN_FILE_KV`, else `discovery` in this user's [`scratch`] folder.
     pub fn default_root() -> PathBuf {
         ["STATOR_FILE_KV", "DYN_FILE_KV"]
             .into_iter()
             .find_map(env::var_os)
-            .map_or_else(private_root, PathBuf::from)
+            .map_or_else(|| scratch::path().join("discovery"), PathBuf::from)
     }
 
     fn create(&self) -> Result<(), DiscoveryError> {
-        let created = if self.root == private_root() {
-            create_private(&self.root)
+        let private = if self.root.starts_with(scratch::path()) {
+            scratch::create()
         } else {
-            fs::create_dir_all(&self.root)
+            Ok(())
         };
+        let created = private.and_then(|()| fs::create_dir_all(&self.root));
         created.map_err(|source| DiscoveryError::Io {
             action: "use",
             path: self.root.clone(),
@@ -139,31 +140,6 @@ impl Discovery for Files {
         let (sender, events) = mpsc::channel(WATCH_BUFFER);
         tokio::spawn(follow(self.root.clone(), sender));
         Ok(Watch { events })
-    }
-}
-
-/// Returns this user's own folder below the one for temporary files, which everybody can write to.
-fn private_root() -> PathBuf {
-    env::temp_dir().join(format!("stator-{}", nix::unistd::Uid::effective()))
-}
-
-/// Creates a folder that only this user can write to: whoever else can could name workers of his own
-/// and be sent everybody's prompts.
-fn create_private(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    // Of the path itself, not of what a link there, perhaps somebody else's, leads to.
-    let data = fs::symlink_metadata(path)?;
-    let ours = data.uid() == nix::unistd::Uid::effective().as_raw();
-    if data.is_dir() && ours && data.permissions().mode() & 0o022 == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::other(
-            "it is not a folder that only this user can write to; name another one in STATOR_FILE_KV",
-        ))
     }
 }
 
@@ -479,20 +455,6 @@ mod tests {
         let mut watch = files.watch().await.unwrap();
         let _registration = files.register(card("a")).await.unwrap();
         assert_eq!(watch.next().await, put("a"));
-    }
-
-    #[test]
-    fn a_folder_that_others_can_write_to_is_not_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let root = tempfile::tempdir().unwrap();
-        let path = root.path().join("mine");
-        create_private(&path).unwrap();
-        create_private(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(create_private(&path).is_err());
-        let link = root.path().join("link");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(create_private(&link).is_err());
     }
 
     #[tokio::test]
