@@ -70,7 +70,8 @@ class Process:
         self.log = log
         # Without byte code each engine would compile vLLM again.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        environment |= env or {}
+        # Errors are told in a line; panics keep their backtrace.
+        environment |= {"RUST_LIB_BACKTRACE": "0"} | (env or {})
         with log.open("ab") as output:
             self._child = subprocess.Popen(
                 [str(part) for part in command],
