@@ -84,7 +84,8 @@ impl Rules {
                 }
             },
         };
-        let side = shared.truncation_side.unwrap_or(Side::Right);
+        // Generation continues at a prompt's end, so its beginning goes (vLLM 0.32, tokenizers/registry.py).
+        let side = shared.truncation_side.unwrap_or(Side::Left);
         Ok(Self {
             field,
             add_special_tokens: shared.add_special_tokens.unwrap_or(add_special_tokens),
@@ -227,8 +228,9 @@ mod tests {
             ..Shared::default()
         };
         let cut = |shared: &Shared| rules(shared).unwrap().tokens(&ids(20)).unwrap().tokens;
-        assert_eq!(cut(&keep(3, None)), [0, 1, 2]);
+        assert_eq!(cut(&keep(3, None)), [17, 18, 19]);
         assert_eq!(cut(&keep(3, Some(Side::Left))), [17, 18, 19]);
+        assert_eq!(cut(&keep(3, Some(Side::Right))), [0, 1, 2]);
         assert_eq!(cut(&keep(-1, None)).len(), 7);
         assert!(rules(&keep(9, None)).is_err());
         assert!(rules(&keep(-2, None)).is_err());
