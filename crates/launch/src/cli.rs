@@ -1,6 +1,7 @@
 //! The command line of `stator`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -116,9 +117,9 @@ pub(crate) struct Up {
     #[arg(long, env = "STATOR_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Seconds that running requests get to finish after Ctrl-C. A second Ctrl-C ends at once.
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
-    pub(crate) drain_grace: u64,
+    /// Time that running requests get to finish after Ctrl-C. A second Ctrl-C ends at once.
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) drain_grace: Duration,
 
     /// Print lines instead of a live table. Default when the output is not a terminal.
     #[arg(long)]

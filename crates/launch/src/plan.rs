@@ -44,7 +44,7 @@ pub(crate) fn processes(up: &Up, model: &str, layout: &Layout<'_>) -> Vec<Spec> 
 
 fn processor(up: &Up, layout: &Layout<'_>) -> Spec {
     let system_port = layout.system_ports[0];
-    let mut args = common_args(up, system_port);
+    let mut args = common_args(up, layout, system_port);
     push(&mut args, "--http-host", &up.http_host);
     push(&mut args, "--http-port", up.http_port.to_string());
     push(&mut args, "--router-mode", &up.router);
@@ -52,7 +52,7 @@ fn processor(up: &Up, layout: &Layout<'_>) -> Spec {
         push(&mut args, "--api-key-file", file);
     }
     args.extend(up.processor_arg.iter().map(OsString::from));
-    let mut env = common_env(layout);
+    let mut env = Vec::new();
     if !up.api_key.is_empty() {
         env.push(("STATOR_API_KEY", up.api_key.join(",").into()));
     }
@@ -69,7 +69,7 @@ fn processor(up: &Up, layout: &Layout<'_>) -> Spec {
 fn agg(up: &Up, model: &str, layout: &Layout<'_>, index: u16) -> Spec {
     let name = format!("agg-{index}");
     let system_port = layout.system_ports[1 + usize::from(index)];
-    let mut args = common_args(up, system_port);
+    let mut args = common_args(up, layout, system_port);
     push(&mut args, "--model", model);
     for served in &up.served_model_name {
         push(&mut args, "--served-model-name", served);
@@ -92,21 +92,22 @@ fn agg(up: &Up, model: &str, layout: &Layout<'_>, index: u16) -> Spec {
         role: "agg",
         program: layout.bin.join("stator-agg"),
         args,
-        env: common_env(layout),
+        env: Vec::new(),
         system_port,
     }
 }
 
-fn common_args(up: &Up, system_port: u16) -> Vec<OsString> {
+fn common_args(up: &Up, layout: &Layout<'_>, system_port: u16) -> Vec<OsString> {
     let mut args = Vec::new();
     push(&mut args, "--discovery-backend", "file");
+    push(&mut args, "--discovery-path", layout.dir.join("discovery"));
     push(&mut args, "--system-port", system_port.to_string());
-    push(&mut args, "--drain-grace", up.drain_grace.to_string());
+    push(
+        &mut args,
+        "--drain-grace",
+        format!("{}ms", up.drain_grace.as_millis()),
+    );
     args
-}
-
-fn common_env(layout: &Layout<'_>) -> Vec<(&'static str, OsString)> {
-    vec![("STATOR_FILE_KV", layout.dir.join("discovery").into())]
 }
 
 fn push(args: &mut Vec<OsString>, flag: &str, value: impl Into<OsString>) {

@@ -16,6 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Status {
+    /// `processor`, `agg`, ...
+    pub(crate) role: String,
     /// `starting`, `ready`, `draining`, `dead`.
     pub(crate) state: String,
     /// What a starting worker is doing ("loading weights").
@@ -28,7 +30,7 @@ pub(crate) struct Status {
     pub(crate) kv_usage: f32,
     /// Tokens generated since the process started.
     pub(crate) generated_tokens: u64,
-    /// Models that answer (processor).
+    /// The models it serves; a processor names those that answer.
     pub(crate) models: Vec<String>,
 }
 

@@ -42,7 +42,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         for (process, status) in rows {
             let state = status.as_ref().map_or("does not answer".into(), state_of);
             let load = status
-                .filter(|s| s.is_ready() && s.models.is_empty())
+                .filter(|s| s.is_ready() && s.role != "processor")
                 .map_or(String::new(), |s| {
                     let kv = s.kv_usage * 100.0;
                     format!("{} running  {} waiting  KV {kv:.0} %", s.running, s.waiting)

@@ -108,7 +108,7 @@ impl Rate {
         if !status.is_ready() || elapsed <= 0.0 {
             return String::new();
         }
-        if !status.models.is_empty() {
+        if status.role == "processor" {
             return format!("serves {}", status.models.join(", "));
         }
         format!(

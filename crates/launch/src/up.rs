@@ -186,7 +186,7 @@ impl Running {
         interrupts: &mut Interrupts,
     ) -> Result<()> {
         table.print("draining; a second Ctrl-C ends at once");
-        let deadline = Instant::now() + Duration::from_secs(up.drain_grace) + GOODBYE;
+        let deadline = Instant::now() + up.drain_grace + GOODBYE;
         let mut failed = Vec::new();
         let workers = self.children.split_off(1.min(self.children.len()));
         for mut stage in [std::mem::take(&mut self.children), workers] {
