@@ -4,7 +4,7 @@ use std::future::poll_fn;
 
 use stator_common::proto::worker::TokenLogprobs;
 
-use super::{Finish, Generation};
+use super::{Finish, Generation, Piece};
 use crate::metrics::Observation;
 use crate::openai::ApiError;
 
@@ -25,11 +25,14 @@ pub(crate) struct Collected {
 
 /// Waits for all choices. Dropping the future cancels them.
 ///
+/// - `look`: is shown every piece with the choice's index and the piece's text.
+///
 /// # Errors
 /// One of the choices failed.
 pub(crate) async fn collect(
     mut generation: Generation,
     observation: &mut Observation,
+    mut look: impl FnMut(usize, &str, &Piece),
 ) -> Result<Vec<Collected>, ApiError> {
     let mut choices: Vec<Collected> = Vec::new();
     choices.resize_with(generation.len(), Collected::default);
@@ -37,6 +40,7 @@ pub(crate) async fn collect(
     while let Some(piece) = poll_fn(|cx| generation.poll_piece(cx, &mut text)).await {
         let (index, piece) = piece?;
         observation.tokens(piece.tokens.len());
+        look(index, &text, &piece);
         let choice = &mut choices[index];
         choice.text.push_str(&text);
         append(&mut choice.tokens, piece.tokens);

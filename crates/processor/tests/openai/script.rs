@@ -68,7 +68,7 @@ impl Handler for Script {
     }
 
     fn cancel(&self, _: &Arc<Connection>, stream: u32) {
-        drop(self.cancels.send(stream));
+        self.cancels.send(stream).ok();
     }
 
     fn closed(&self, _: &Arc<Connection>) {}

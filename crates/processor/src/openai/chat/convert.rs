@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use stator_common::proto::worker::StructuredOutputs;
 
-use super::reader::Reader;
+use super::reader::{Reader, Thinking};
 use super::render::{Rendering, render};
 use super::tools::{self, Calls, Plan, Wish};
 use super::types::{ChatFields, ChatRequest, Tool};
@@ -26,6 +26,8 @@ pub(super) struct Prepared {
     pub(super) choices: Vec<Choice>,
     /// One per choice.
     pub(super) readers: Vec<Reader>,
+    /// One more per choice, to count thoughts; none where none are looked for.
+    pub(super) counters: Vec<Reader>,
     pub(super) answer: Answer,
     /// Present if the answer is a stream.
     pub(super) stream: Option<StreamUsage>,
@@ -77,15 +79,14 @@ pub(super) async fn prepare(
         parallel,
         parser,
     )?;
-    if plan.calls == Calls::Parsed {
-        common.keep_special_tokens();
-    }
 
     let limits = common::limits(model);
     let rules = Rules::new(&shared, "messages", false, &limits)?;
     let messages = own.messages.take().unwrap_or_default();
     let (role, echo) = opening(&messages, &own, &shared);
     let rendering = rendering(messages, &mut own)?;
+    let thinking = wanted_thinking(rendering.kwargs.as_ref());
+    let tools = rendering.tools.clone().unwrap_or_default();
     let prompt = render(
         model,
         rendering,
@@ -122,11 +123,24 @@ pub(super) async fn prepare(
             ..Default::default()
         });
     }
+    let thinking = Thinking {
+        prompt: prompt.text.as_deref().unwrap_or_default(),
+        wanted: thinking,
+    };
+    let reader = || Reader::new(model, &calls, &tools, thinking);
+    let readers = (0..common.n())
+        .map(|_| reader())
+        .collect::<Result<Vec<_>, _>>()?;
+    let counts = stream.is_none() && model.card.reasoning_parser.is_some();
+    let counter = || Reader::new(model, &Calls::None, &[], thinking);
+    let counters = (0..common.n())
+        .filter(|_| counts)
+        .map(|_| counter())
+        .collect::<Result<_, _>>()?;
+    if readers.iter().any(Reader::needs_special_tokens) {
+        common.keep_special_tokens();
+    }
     let choices = common.choices(model, &prompt, &sampling)?;
-    let tools = own.tools.as_deref().unwrap_or_default();
-    let readers = (0..choices.len())
-        .map(|_| Reader::new(model, &calls, tools, &prompt))
-        .collect();
     let answer = Answer {
         head,
         prompt,
@@ -144,6 +158,7 @@ pub(super) async fn prepare(
     Ok(Prepared {
         choices,
         readers,
+        counters,
         answer,
         stream,
     })
@@ -205,6 +220,13 @@ fn text_of(content: &Value) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// Returns whether the request asks the model to think.
+fn wanted_thinking(kwargs: Option<&Map<String, Value>>) -> Option<bool> {
+    ["enable_thinking", "thinking"]
+        .iter()
+        .find_map(|name| kwargs?.get(*name)?.as_bool())
 }
 
 fn rendering(messages: Vec<Value>, own: &mut ChatFields) -> Result<Rendering, ApiError> {

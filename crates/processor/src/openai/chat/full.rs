@@ -17,29 +17,40 @@ use crate::openai::json;
 use crate::openai::logprobs::write_prompt;
 use crate::openai::usage::Usage;
 
+/// The choices of an answer, and how to read them.
+pub(super) struct Read<'a> {
+    /// All of them, finished.
+    pub(super) choices: &'a [Collected],
+    /// One per choice.
+    pub(super) readers: Vec<Reader>,
+    /// Tokens that were thoughts, where somebody looked.
+    pub(super) thought: Option<usize>,
+}
+
 /// Writes the answer.
-///
-/// - `choices`: all of them, finished.
-/// - `readers`: one per choice.
 pub(super) fn response(
     answer: &Answer,
     model: &Model,
-    choices: &[Collected],
-    readers: Vec<Reader>,
+    read: Read<'_>,
     reasoning_field: ReasoningField,
 ) -> Response {
+    let Read {
+        choices,
+        readers,
+        thought,
+    } = read;
     let mut out = BytesMut::with_capacity(1024);
-    let usage = usage(answer, choices);
+    let usage = Usage {
+        reasoning: thought,
+        ..usage(answer, choices)
+    };
     answer.head.write("chat.completion", &mut out);
     json::raw(&mut out, "\"choices\":");
-    json::list(
-        &mut out,
-        choices.iter().zip(readers).enumerate(),
-        |out, (index, (choice, reader))| {
-            let message = Message::read(answer, choice, reader);
-            message.write(out, answer, model, index, choice, reasoning_field);
-        },
-    );
+    let messages = choices.iter().zip(readers).enumerate();
+    json::list(&mut out, messages, |out, (index, (choice, reader))| {
+        let message = Message::read(answer, choice, reader);
+        message.write(out, answer, model, index, choice, reasoning_field);
+    });
     json::raw(
         &mut out,
         ",\"service_tier\":null,\"system_fingerprint\":null,\"usage\":",
@@ -86,7 +97,7 @@ struct Message {
 
 impl Message {
     fn read(answer: &Answer, choice: &Collected, reader: Reader) -> Self {
-        let thinks = reader.has_reasoning();
+        let thinks = reader.thought().is_some();
         let metadata = answer.include_reasoning || !reader.has_parser();
         let Parsed {
             mut reasoning,

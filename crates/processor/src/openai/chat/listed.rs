@@ -23,6 +23,7 @@ pub(super) fn whole(text: &str) -> Vec<CallDelta> {
         let arguments = spaced(&call.parameters.into());
         CallDelta {
             index,
+            id: None,
             name: Some(call.name),
             arguments,
         }
@@ -258,6 +259,7 @@ impl Listed {
                 let arguments = std::mem::take(&mut self.arguments);
                 out.push(CallDelta {
                     index: self.count - 1,
+                    id: None,
                     name: None,
                     arguments,
                 });
@@ -266,6 +268,7 @@ impl Listed {
             let arguments = std::mem::take(&mut self.arguments);
             out.push(CallDelta {
                 index: self.count,
+                id: None,
                 name: Some(name),
                 arguments,
             });

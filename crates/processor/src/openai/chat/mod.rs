@@ -27,6 +27,7 @@ use crate::generate::{Generation, collect, sse};
 use crate::metrics::{Endpoint, Observation, Outcome};
 use crate::models::Model;
 use crate::server::{RequestBody, RequestId};
+use reader::Reader;
 use types::ChatRequest;
 
 pub(crate) use render::{Rendering, render};
@@ -64,6 +65,7 @@ async fn answer(
     let convert::Prepared {
         choices,
         readers,
+        mut counters,
         answer,
         stream,
     } = prepared;
@@ -73,14 +75,22 @@ async fn answer(
         let stream = stream::Stream::new(answer, &model, usage, readers, reasoning_field);
         return sse(generation, stream, observation).await;
     }
-    let collected = collect(generation, &mut observation).await;
+    let collected = collect(generation, &mut observation, |index, text, piece| {
+        if let Some(counter) = counters.get_mut(index) {
+            counter.push(text, piece.tokens.len(), false);
+        }
+    });
+    let collected = collected.await;
     let collected = collected.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
     observation.end(Outcome::Success);
-    Ok(full::response(
-        &answer,
-        &model,
-        &collected,
+    let thought = counters
+        .iter()
+        .filter_map(Reader::thought)
+        .reduce(|a, b| a + b);
+    let read = full::Read {
+        choices: &collected,
         readers,
-        reasoning_field,
-    ))
+        thought,
+    };
+    Ok(full::response(&answer, &model, read, reasoning_field))
 }

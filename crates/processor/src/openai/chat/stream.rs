@@ -84,9 +84,11 @@ impl Stream {
     }
 
     /// Writes the fields of a delta for text that means something. Says whether there are any.
-    fn parsed(&mut self, choice: usize, text: &str, finished: bool, out: &mut BytesMut) -> bool {
+    fn parsed(&mut self, choice: usize, text: &str, piece: &Piece, out: &mut BytesMut) -> bool {
         let state = &mut self.choices[choice];
-        let mut parsed = state.reader.push(text, finished);
+        let mut parsed = state
+            .reader
+            .push(text, piece.tokens.len(), piece.finish.is_some());
         state.called |= !parsed.calls.is_empty();
         if !self.answer.include_reasoning {
             parsed.reasoning.clear();
@@ -113,7 +115,15 @@ impl Stream {
             json::raw(out, "\"tool_calls\":");
             json::list(out, &parsed.calls, |out, call| write_call(out, call, true));
         }
-        !parsed.is_empty()
+        !(parsed.content.is_empty() && parsed.reasoning.is_empty() && parsed.calls.is_empty())
+    }
+
+    fn thought(&self) -> Option<usize> {
+        let each = self
+            .choices
+            .iter()
+            .filter_map(|choice| choice.reader.thought());
+        each.reduce(|a, b| a + b)
     }
 
     fn finish_reason(&self, choice: usize, finish: &Finish) -> &'static str {
@@ -187,7 +197,7 @@ impl Format for Stream {
             json::raw(out, "\"content\":");
             json::string(out, text);
         } else {
-            let meant = self.parsed(choice, text, piece.finish.is_some(), out);
+            let meant = self.parsed(choice, text, &piece, out);
             if !meant && piece.finish.is_none() && logprobs.is_none() && !token_ids {
                 // The text is part of a marker, or held until its meaning is clear.
                 out.truncate(start);
@@ -232,7 +242,7 @@ impl Format for Stream {
             prompt: self.answer.prompt.tokens.len(),
             completion: self.choices.iter().map(|choice| choice.tokens).sum(),
             cached: self.cached,
-            reasoning: None,
+            reasoning: self.thought(),
         };
         out.extend_from_slice(&self.head);
         json::raw(out, "],\"usage\":");
@@ -247,9 +257,10 @@ impl Format for Stream {
 pub(super) fn write_call(out: &mut BytesMut, call: &CallDelta, indexed: bool) {
     json::raw(out, "{");
     if call.name.is_some() {
-        json::raw(out, "\"id\":\"chatcmpl-tool-");
-        json::raw(out, &format!("{:032x}", rand::random::<u128>()));
-        json::raw(out, "\",\"type\":\"function\",");
+        let random = || format!("chatcmpl-tool-{:016x}", rand::random::<u64>());
+        json::raw(out, "\"id\":");
+        json::string(out, &call.id.clone().unwrap_or_else(random));
+        json::raw(out, ",\"type\":\"function\",");
     }
     if indexed {
         json::raw(out, "\"index\":");

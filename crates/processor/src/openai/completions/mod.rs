@@ -4,7 +4,7 @@ mod convert;
 mod full;
 mod logprobs;
 mod stream;
-mod types;
+pub(crate) mod types;
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ async fn answer(
         )
         .await;
     }
-    let collected = collect(generation, &mut observation).await;
+    let collected = collect(generation, &mut observation, |_, _, _| {}).await;
     let collected = collected.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
     observation.end(Outcome::Success);
     full::response(&answer, &model, &collected)
