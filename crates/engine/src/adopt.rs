@@ -12,12 +12,12 @@ use tracing::info;
 use zeromq::{SocketRecv, ZmqError};
 
 use crate::{
+    connected::Connected,
     engine::CLIENT_INDEX,
     output::Message,
     rundir::Record,
     schema::SchemaError,
     sockets::{Place, Sender, Sockets},
-    start::Connected,
     utilities,
     wire::{self, Codec},
 };
@@ -58,15 +58,9 @@ pub(crate) async fn adopt(
     let life = record.life + 1;
     let codec = Codec::new(&record.schema)?;
     let sockets = Sockets::bind(Place::Again(&record.endpoints)).await?;
-    let Sockets {
-        endpoints,
-        requests,
-        events,
-        mut outputs,
-    } = sockets;
-    let (requests, mut incoming) = requests.split();
+    let mut wires = sockets.split();
     let identity = Bytes::from(record.identity.clone());
-    let sender = Sender::new(requests.clone(), identity.clone());
+    let sender = Sender::new(wires.requests.clone(), identity.clone());
 
     let question = utilities::question(life);
     let mut asked = false;
@@ -78,9 +72,9 @@ pub(crate) async fn adopt(
     tokio::pin!(until);
     loop {
         tokio::select! {
-            message = outputs.recv() => {
-                let Ok(message) = message else { continue };
-                match codec.decode_outputs(&message.into_vec(), |_| None) {
+            frames = wires.outputs.recv() => {
+                let Ok(frames) = frames else { continue };
+                match codec.decode_outputs(&frames, |_| None) {
                     Ok(Message::Dead) => return Err(NotAdopted::Dead),
                     Ok(Message::Batch(batch)) => {
                         for orphan in &batch.orphans {
@@ -99,7 +93,7 @@ pub(crate) async fn adopt(
                 }
             }
             // Receiving is what keeps the connection served.
-            _ = incoming.recv() => {}
+            _ = wires.incoming.recv() => {}
             _ = tries.tick(), if !asked => {
                 let payload = codec.encode_utility(CLIENT_INDEX, question, QUESTION, &[]);
                 asked = sender.send(wire::UTILITY, payload).is_ok();
@@ -118,11 +112,7 @@ pub(crate) async fn adopt(
     let schema = record.schema.clone();
     let ready = record.ready.clone();
     Ok(Connected {
-        endpoints,
-        requests,
-        incoming,
-        events,
-        outputs,
+        wires,
         identity,
         ready,
         schema,

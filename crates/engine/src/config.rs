@@ -33,6 +33,19 @@ pub enum Launch {
     Spawn(Spawn),
     /// An engine that somebody else starts with `--headless`, and that dials us.
     Attach(Attach),
+    /// A simulated engine as our child.
+    Simulate(Simulate),
+}
+
+impl Launch {
+    /// Returns the vLLM flags that the engine was, or will be, started with.
+    pub(crate) fn args(&self) -> &[String] {
+        match self {
+            Launch::Spawn(spawn) => &spawn.args,
+            Launch::Attach(attach) => &attach.args,
+            Launch::Simulate(simulate) => &simulate.args,
+        }
+    }
 }
 
 /// A headless vLLM as our child.
@@ -46,6 +59,29 @@ pub struct Spawn {
     pub args: Vec<String>,
     /// Environment that is set for the engine beside the worker's own.
     pub env: Vec<(OsString, OsString)>,
+}
+
+/// A simulated engine as our child: a program that takes the arguments of `vllm` and speaks its wire.
+#[derive(Clone, Debug)]
+pub struct Simulate {
+    /// The program (`stator-sim`).
+    pub program: PathBuf,
+    /// Model folder, for its configuration.
+    pub model: String,
+    /// vLLM's arguments, and the program's own.
+    pub args: Vec<String>,
+}
+
+impl Simulate {
+    /// Returns it as the child that it is; `python` is the program.
+    pub(crate) fn to_spawn(&self) -> Spawn {
+        Spawn {
+            python: self.program.clone(),
+            model: self.model.clone(),
+            args: self.args.clone(),
+            env: Vec::new(),
+        }
+    }
 }
 
 /// An engine that somebody else starts.

@@ -15,12 +15,13 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
 };
 
-/// Asks the group to end, and kills after ten seconds what has not.
+/// Asks the group to end, and kills after ten seconds what has not. A negative number is a group;
+/// dash does not take the `--` that would make this plainer.
 const SCRIPT: &str = "read group || exit 0
 read word && exit 0
-kill -TERM -- -$group 2>/dev/null || exit 0
-for i in 1 2 3 4 5 6 7 8 9 10; do sleep 1; kill -0 -- -$group 2>/dev/null || exit 0; done
-kill -KILL -- -$group 2>/dev/null";
+kill -TERM -$group 2>/dev/null || exit 0
+for i in 1 2 3 4 5 6 7 8 9 10; do sleep 1; kill -0 -$group 2>/dev/null || exit 0; done
+kill -KILL -$group 2>/dev/null";
 
 /// The waiting shell. Dropping it without [`Guard::dismiss`] ends the engine.
 pub(crate) struct Guard {

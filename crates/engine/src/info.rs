@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::wire::KvEvents;
+use crate::{
+    config::{Config, Launch},
+    error::StartError,
+    model,
+    wire::{KvEvents, Ready},
+};
 
 /// What an engine is: from its ready response, and from the model's files.
 #[derive(Clone, Debug)]
@@ -33,4 +38,56 @@ pub struct EngineInfo {
     pub pid: Option<u32>,
     /// Whether a running engine was taken over.
     pub adopted: bool,
+}
+
+impl EngineInfo {
+    /// # Errors
+    /// [`StartError::ReadyLacks`] and [`StartError::NoVocabSize`]: without these, requests cannot be
+    /// checked.
+    pub(crate) fn new(
+        config: &Config,
+        ready: &Ready,
+        pid: Option<i32>,
+        adopted: bool,
+    ) -> Result<Self, StartError> {
+        let (name, folder) = match &config.launch {
+            Launch::Spawn(spawn) => (Some(spawn.model.clone()), model::folder(&spawn.model)),
+            Launch::Simulate(simulate) => {
+                (Some(simulate.model.clone()), model::folder(&simulate.model))
+            }
+            Launch::Attach(attach) => {
+                let folder = attach.model.clone();
+                (
+                    folder.as_ref().map(|folder| folder.display().to_string()),
+                    folder,
+                )
+            }
+        };
+        let vocab_size = config
+            .vocab_size
+            .or_else(|| model::vocab_size(folder.as_deref()?));
+        let vocab_size = vocab_size.ok_or(StartError::NoVocabSize {
+            model: name.unwrap_or_default(),
+        })?;
+        let version = ready.vllm_version.clone();
+        Ok(Self {
+            vllm_version: version.ok_or(StartError::ReadyLacks("vllm_version"))?,
+            max_model_len: ready
+                .max_model_len
+                .ok_or(StartError::ReadyLacks("max_model_len"))?,
+            block_size: ready
+                .block_size
+                .ok_or(StartError::ReadyLacks("block_size"))?,
+            num_gpu_blocks: ready.num_gpu_blocks.unwrap_or(0),
+            max_num_seqs: ready.max_num_seqs.unwrap_or(0),
+            max_num_batched_tokens: ready.max_num_batched_tokens.unwrap_or(0),
+            vocab_size,
+            dp_rank: config.dp_rank,
+            supports_lora: ready.supports_lora.unwrap_or(false),
+            kv_events: ready.kv_events.clone(),
+            model: folder,
+            pid: pid.map(i32::cast_unsigned),
+            adopted,
+        })
+    }
 }

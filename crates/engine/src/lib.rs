@@ -2,6 +2,7 @@
 
 mod adopt;
 pub mod config;
+mod connected;
 mod engine;
 mod error;
 pub mod flags;
@@ -31,7 +32,7 @@ mod utilities;
 pub mod validate;
 pub mod wire;
 
-pub use config::{Attach, Config, Launch, Spawn, Waits};
+pub use config::{Attach, Config, Launch, Simulate, Spawn, Waits};
 pub use engine::{Engine, Prepared, RequestHandle};
 pub use error::{StartError, SubmitError, UtilityError};
 pub use info::EngineInfo;

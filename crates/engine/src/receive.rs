@@ -9,12 +9,12 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
-use zeromq::{PullSocket, Socket, SocketRecv, ZmqMessage};
 
 use crate::{
     live::Live,
     output::{Finish, Message, Output, RequestError, RequestKey},
     sink::{Step, StepSink},
+    sockets::Outputs,
     utilities::Utilities,
     wire::Codec,
 };
@@ -51,7 +51,7 @@ pub(crate) struct Shared {
 
 /// The receive task.
 pub(crate) struct Receiver<S> {
-    pub(crate) outputs: PullSocket,
+    pub(crate) outputs: Outputs,
     pub(crate) shared: Arc<Shared>,
     pub(crate) control: mpsc::Receiver<Control>,
     /// Told when the engine says that it is dead.
@@ -66,7 +66,7 @@ impl<S: StepSink> Receiver<S> {
             tokio::select! {
                 biased;
                 message = self.outputs.recv() => match message {
-                    Ok(message) => self.message(message),
+                    Ok(frames) => self.message(&frames),
                     // One peer's stream broke; the socket goes on.
                     Err(error) => warn!(%error, "outputs of a connection cannot be read"),
                 },
@@ -84,14 +84,13 @@ impl<S: StepSink> Receiver<S> {
         }
     }
 
-    fn message(&mut self, message: ZmqMessage) {
+    fn message(&mut self, frames: &[Bytes]) {
         self.shared.heard.0.fetch_add(1, Ordering::Relaxed);
-        let frames: Vec<Bytes> = message.into_vec();
         let mut live = self.shared.live.lock();
         let batch = match self
             .shared
             .codec
-            .decode_outputs(&frames, |id| live.key_of(id))
+            .decode_outputs(frames, |id| live.key_of(id))
         {
             Ok(Message::Batch(batch)) => batch,
             Ok(Message::Dead) => {
@@ -134,14 +133,13 @@ impl<S: StepSink> Receiver<S> {
     }
 
     async fn end(&mut self, message: &str) {
-        while let Some(Ok(message)) = self.outputs.recv().now_or_never() {
-            self.message(message);
+        while let Some(Ok(frames)) = self.outputs.recv().now_or_never() {
+            self.message(&frames);
         }
         self.fail_all("engine_dead", message);
         self.shared.live.lock().close();
         self.shared.utilities.close();
-        let outputs = std::mem::replace(&mut self.outputs, PullSocket::new());
-        outputs.close().await;
+        self.outputs.close().await;
     }
 
     /// Ends every live request with an error, each exactly once.

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{Attach, Spawn},
+    config::{Attach, Launch, Spawn},
     process::ProcessId,
     schema::Schema,
     wire::Ready,
@@ -83,6 +83,16 @@ pub(crate) struct Endpoints {
     pub(crate) bind: Pair,
     /// What the engine connects to; differs from `bind` in the host only.
     pub(crate) advertised: Pair,
+}
+
+impl From<&Launch> for Fingerprint {
+    fn from(launch: &Launch) -> Self {
+        match launch {
+            Launch::Spawn(spawn) => Self::from(spawn),
+            Launch::Attach(attach) => Self::from(attach),
+            Launch::Simulate(simulate) => Self::from(&simulate.to_spawn()),
+        }
+    }
 }
 
 impl From<&Attach> for Fingerprint {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::{FutureExt, channel::mpsc};
 use zeromq::{
     PullSocket, RouterRecvHalf, RouterSendHalf, RouterSocket, Socket, SocketEvent, SocketOptions,
-    SocketSend, ZmqError, ZmqMessage,
+    SocketRecv, SocketSend, ZmqError, ZmqMessage,
 };
 
 use crate::rundir::{Endpoints, Pair};
@@ -29,8 +29,49 @@ pub(crate) struct Sockets {
     pub(crate) requests: RouterSocket,
     /// Engines that dial in to `requests`, and go.
     pub(crate) events: mpsc::Receiver<SocketEvent>,
-    pub(crate) outputs: PullSocket,
+    pub(crate) outputs: Outputs,
 }
+
+/// Bound sockets that send and receive on their own.
+pub(crate) struct Wires {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) requests: RouterSendHalf,
+    pub(crate) incoming: Incoming,
+    pub(crate) events: mpsc::Receiver<SocketEvent>,
+    pub(crate) outputs: Outputs,
+}
+
+/// The PULL socket.
+///
+/// The library lets the connections of a PULL live on when it is dropped: the engine would go on
+/// sending into them, and never dial the next socket at this address. This one closes them.
+pub(crate) struct Outputs(PullSocket);
+
+impl Outputs {
+    /// Receives the frames of the next message. Cancel safe.
+    ///
+    /// # Errors
+    /// What one connection sent is no ZMTP; the others go on.
+    pub(crate) async fn recv(&mut self) -> Result<Vec<Bytes>, ZmqError> {
+        self.0.recv().await.map(ZmqMessage::into_vec)
+    }
+
+    /// Closes the socket, and waits until its address is free.
+    pub(crate) async fn close(&mut self) {
+        self.0.backend().shutdown();
+        self.0.unbind_all().await;
+    }
+}
+
+impl Drop for Outputs {
+    fn drop(&mut self) {
+        self.0.backend().shutdown();
+    }
+}
+
+/// The receiving half of the ROUTER: the ready response at the start, and after that only the notice
+/// that the engine is gone, which the library gives only while somebody receives.
+pub(crate) type Incoming = RouterRecvHalf;
 
 /// Where new sockets are bound.
 pub(crate) enum Place<'a> {
@@ -76,13 +117,30 @@ impl Sockets {
             endpoints,
             requests,
             events,
-            outputs,
+            outputs: Outputs(outputs),
         })
+    }
+
+    pub(crate) fn split(self) -> Wires {
+        let Self {
+            endpoints,
+            requests,
+            events,
+            outputs,
+        } = self;
+        let (requests, incoming) = requests.split();
+        Wires {
+            endpoints,
+            requests,
+            incoming,
+            events,
+            outputs,
+        }
     }
 
     /// Closes both, and waits until their addresses are free again.
     #[cfg(test)]
-    pub(crate) async fn close(self) {
+    pub(crate) async fn close(mut self) {
         self.requests.close().await;
         self.outputs.close().await;
     }
@@ -195,10 +253,6 @@ impl Sender {
         }
     }
 }
-
-/// The receiving half of the ROUTER: the ready response at the start, and after that only the notice
-/// that the engine is gone, which the library gives only while somebody receives.
-pub(crate) type Incoming = RouterRecvHalf;
 
 #[cfg(test)]
 mod tests {

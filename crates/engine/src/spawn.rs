@@ -19,8 +19,12 @@ pub(crate) struct Spawned {
     pub(crate) guard: Option<Guard>,
 }
 
-/// Starts vLLM so that it dials `handshake`.
+/// What makes a Python vLLM's launcher.
+pub(crate) const VLLM: [&str; 2] = ["-m", "vllm.entrypoints.cli.main"];
+
+/// Starts an engine so that it dials `handshake`.
 ///
+/// - `program`: what comes between the executable and `serve`.
 /// - `log`: takes stdout and stderr, opened for appending.
 /// - `keep`: whether it may outlive this process.
 ///
@@ -28,12 +32,13 @@ pub(crate) struct Spawned {
 /// (`vllm/entrypoints/cli/serve.py`, `run_headless`).
 pub(crate) fn spawn(
     config: &Spawn,
+    program: &[&str],
     handshake: SocketAddr,
     log: &Path,
     keep: bool,
 ) -> io::Result<Spawned> {
     let out = crate::logtail::create(log)?;
-    let mut command = command(config, handshake, out)?;
+    let mut command = command(config, program, handshake, out)?;
     let guard = if keep {
         // SAFETY: setsid is async-signal-safe.
         unsafe { command.pre_exec(guard::lead_session) };
@@ -57,10 +62,16 @@ pub(crate) fn spawn(
     })
 }
 
-fn command(config: &Spawn, handshake: SocketAddr, out: File) -> io::Result<Command> {
+fn command(
+    config: &Spawn,
+    program: &[&str],
+    handshake: SocketAddr,
+    out: File,
+) -> io::Result<Command> {
     let mut command = Command::new(&config.python);
     command
-        .args(["-m", "vllm.entrypoints.cli.main", "serve", &config.model])
+        .args(program)
+        .args(["serve", &config.model])
         .args(&config.args)
         .arg("--headless")
         .args(["--data-parallel-address", &handshake.ip().to_string()])

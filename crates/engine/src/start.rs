@@ -1,55 +1,33 @@
 //! From a configuration to a running engine: adopt the kept one, or start or await a new one.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
-use futures::channel::mpsc as zmq_mpsc;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{info, warn};
-use zeromq::{PullSocket, RouterSendHalf, SocketEvent, ZmqError};
+use zeromq::ZmqError;
 
 use crate::{
     adopt,
     config::{Attach, Config, Launch, Spawn},
+    connected::Connected,
     engine::Inner,
     error::StartError,
     handshake::{Greeted, Handshake, LeadError},
-    info::EngineInfo,
-    introspect, limits,
-    live::Live,
+    introspect,
     local::Local,
     logtail::Tail,
-    model,
     process::Process,
-    receive::{Receiver, Shared},
-    rundir::{Endpoints, FORMAT, Fingerprint, Record, RunDir},
+    rundir::{Fingerprint, Record, RunDir},
     schema::{Schema, Untested, check_version},
     sink::StepSink,
-    sockets::{Incoming, Place, Sender, Sockets},
+    sockets::{Place, Sockets},
     spawn,
     state::{DeadReason, Phase, State},
-    supervise::Supervisor,
-    utilities::Utilities,
-    wire::{Codec, Ready},
+    wire::Ready,
 };
-
-/// A connected engine, before anybody talks to it.
-pub(crate) struct Connected {
-    pub(crate) endpoints: Endpoints,
-    pub(crate) requests: RouterSendHalf,
-    pub(crate) incoming: Incoming,
-    pub(crate) events: zmq_mpsc::Receiver<SocketEvent>,
-    pub(crate) outputs: PullSocket,
-    pub(crate) identity: Bytes,
-    pub(crate) ready: Ready,
-    pub(crate) schema: Schema,
-    pub(crate) local: Option<Local>,
-    /// How many workers had this engine before.
-    pub(crate) life: u32,
-}
 
 /// What a start carries along.
 struct Starter {
@@ -78,8 +56,15 @@ pub(crate) async fn start(
     let connected = match starter.config.launch.clone() {
         Launch::Spawn(spawn) => starter.spawned(&spawn, record).await?,
         Launch::Attach(attach) => starter.attached(&attach, record).await?,
+        Launch::Simulate(simulate) => starter.spawned(&simulate.to_spawn(), record).await?,
     };
-    starter.run(connected, sink)
+    let Starter {
+        config,
+        run_dir,
+        state,
+        ..
+    } = starter;
+    connected.run(config, run_dir, state, sink)
 }
 
 /// Takes the directory; an engine that died a moment ago may still be clearing it.
@@ -179,8 +164,14 @@ impl Starter {
     /// Starts vLLM and leads it through its handshake.
     async fn launched(&self, spawn: &Spawn) -> Result<Connected, StartError> {
         self.phase(Phase::Launching);
-        let python = spawn.python.clone();
-        let installed = tokio::task::spawn_blocking(move || introspect::introspect(&python));
+        // A simulator has no Python to ask; it speaks the wire of the version that it names.
+        let simulated = matches!(self.config.launch, Launch::Simulate(_));
+        let python = (!simulated).then(|| spawn.python.clone());
+        let installed = tokio::task::spawn_blocking(move || {
+            python
+                .map(|python| introspect::introspect(&python))
+                .transpose()
+        });
         let mut handshake = Handshake::bind("127.0.0.1:0").await?;
         let sockets = bind(Place::Local(self.run_dir.path())).await?;
         let spawn_error = |source| StartError::Spawn {
@@ -188,22 +179,18 @@ impl Starter {
             source,
         };
         let log = self.run_dir.log();
-        let spawned =
-            spawn::spawn(spawn, handshake.addr(), &log, self.config.keep).map_err(spawn_error)?;
+        let program = if simulated { &[][..] } else { &spawn::VLLM };
+        let spawned = spawn::spawn(spawn, program, handshake.addr(), &log, self.config.keep)
+            .map_err(spawn_error)?;
         let tail = Tail::open(&log, self.config.dp_rank, false).map_err(spawn_error)?;
         let mut local = Local::spawned(spawned, tail);
         info!(pid = local.pid(), log = %log.display(), "vLLM started");
         let installed = installed.await.expect("introspection does not panic")?;
 
-        let Sockets {
-            endpoints,
-            requests,
-            events,
-            outputs,
-        } = sockets;
-        let (requests, mut incoming) = requests.split();
+        let mut wires = sockets.split();
+        let initializing = || self.phase(Phase::Initializing);
         let greeted = tokio::select! {
-            greeted = handshake.lead(&endpoints, &mut incoming, || self.phase(Phase::Initializing)) => greeted,
+            greeted = handshake.lead(&wires.endpoints, &mut wires.incoming, initializing) => greeted,
             status = local.ended(|phase| self.phase(phase)) => {
                 let log = local.last_words();
                 return Err(StartError::Died(DeadReason::Exited { status, log }));
@@ -212,13 +199,9 @@ impl Starter {
         };
         let Greeted { identity, ready } = greeted.map_err(lead_error)?;
         handshake.close().await;
-        let schema = self.schema(Some(installed.schema), &ready)?;
+        let schema = self.schema(installed.map(|installed| installed.schema), &ready)?;
         Ok(Connected {
-            endpoints,
-            requests,
-            incoming,
-            events,
-            outputs,
+            wires,
             identity,
             ready,
             schema,
@@ -264,17 +247,10 @@ impl Starter {
             advertise: &advertise,
         })
         .await?;
-        let Sockets {
-            endpoints,
-            requests,
-            events,
-            outputs,
-        } = sockets;
-        let (requests, mut incoming) = requests.split();
+        let mut wires = sockets.split();
         info!(address = %handshake.addr(), "waiting for an engine to dial in");
-        let greeted = handshake.lead(&endpoints, &mut incoming, || {
-            self.phase(Phase::Initializing)
-        });
+        let initializing = || self.phase(Phase::Initializing);
+        let greeted = handshake.lead(&wires.endpoints, &mut wires.incoming, initializing);
         let greeted = timeout_at(self.deadline, greeted)
             .await
             .map_err(|_| self.timed_out())?;
@@ -282,11 +258,7 @@ impl Starter {
         handshake.close().await;
         let schema = self.schema(None, &ready)?;
         Ok(Connected {
-            endpoints,
-            requests,
-            incoming,
-            events,
-            outputs,
+            wires,
             identity,
             ready,
             schema,
@@ -308,102 +280,6 @@ impl Starter {
             _ => Ok(Schema::built_in(&version, self.untested())?),
         }
     }
-
-    /// Makes the connected engine run: record, tasks, handle.
-    fn run(self, connected: Connected, sink: impl StepSink) -> Result<Inner, StartError> {
-        let Self {
-            config,
-            run_dir,
-            state,
-            ..
-        } = self;
-        let Connected {
-            endpoints,
-            requests,
-            incoming,
-            events,
-            outputs,
-            identity,
-            ready,
-            schema,
-            mut local,
-            life,
-        } = connected;
-        let info = info(&config, &ready, local.as_ref(), life)?;
-        let codec = Arc::new(Codec::new(&schema)?);
-        let limits = limits::limits(&info, args(&config.launch));
-        let record = Record {
-            format: FORMAT,
-            launch: fingerprint(&config.launch),
-            endpoints: endpoints.clone(),
-            identity: identity.to_vec(),
-            ready,
-            schema,
-            process: local.as_ref().map(Local::id),
-            keep: config.keep,
-            life,
-        };
-        let save_error = |source| StartError::RunDir {
-            path: config.run_dir.clone(),
-            source,
-        };
-        run_dir.save(&record).map_err(save_error)?;
-        if let Some(local) = &mut local {
-            local.is_started();
-        }
-
-        let shared = Arc::new(Shared {
-            live: Live::new(Sender::new(requests, identity.clone()), codec.clone(), life),
-            codec,
-            utilities: Utilities::new(life),
-            heard: Default::default(),
-        });
-        let (control_sender, control) = mpsc::channel(4);
-        let (obituary_sender, obituary) = mpsc::channel(1);
-        let (stop, stopped) = watch::channel(false);
-        let (cleared_sender, cleared) = watch::channel(());
-        state.send_replace(State::Ready);
-        let states = state.subscribe();
-        let receiver = Receiver {
-            outputs,
-            shared: shared.clone(),
-            control,
-            obituary: obituary_sender,
-            sink,
-        };
-        tokio::spawn(receiver.run());
-        let supervisor = Supervisor {
-            run_dir,
-            endpoints,
-            identity,
-            local,
-            keep: config.keep,
-            waits: config.waits,
-            incoming,
-            events,
-            shared: shared.clone(),
-            control: control_sender,
-            obituary,
-            stop: stopped,
-            state,
-        };
-        tokio::spawn(async move {
-            supervisor.run().await;
-            drop(cleared_sender);
-        });
-        info!(
-            vllm = %info.vllm_version, kv_blocks = info.num_gpu_blocks, block_size = info.block_size,
-            max_model_len = info.max_model_len, adopted = info.adopted, "engine ready"
-        );
-        Ok(Inner {
-            info,
-            limits,
-            shared,
-            state: states,
-            stop,
-            cleared,
-        })
-    }
 }
 
 async fn bind(place: Place<'_>) -> Result<Sockets, StartError> {
@@ -422,63 +298,4 @@ fn listen_error(source: ZmqError) -> StartError {
         address: "its request and output sockets".to_owned(),
         source,
     }
-}
-
-fn fingerprint(launch: &Launch) -> Fingerprint {
-    match launch {
-        Launch::Spawn(spawn) => Fingerprint::from(spawn),
-        Launch::Attach(attach) => Fingerprint::from(attach),
-    }
-}
-
-fn args(launch: &Launch) -> &[String] {
-    match launch {
-        Launch::Spawn(spawn) => &spawn.args,
-        Launch::Attach(attach) => &attach.args,
-    }
-}
-
-fn info(
-    config: &Config,
-    ready: &Ready,
-    local: Option<&Local>,
-    life: u32,
-) -> Result<EngineInfo, StartError> {
-    let (name, folder) = match &config.launch {
-        Launch::Spawn(spawn) => (spawn.model.clone(), model::folder(&spawn.model)),
-        Launch::Attach(attach) => (
-            attach
-                .model
-                .as_ref()
-                .map(|path| path.display().to_string())
-                .unwrap_or_default(),
-            attach.model.clone(),
-        ),
-    };
-    let vocab_size = config
-        .vocab_size
-        .or_else(|| model::vocab_size(folder.as_deref()?));
-    let vocab_size = vocab_size.ok_or(StartError::NoVocabSize { model: name })?;
-    Ok(EngineInfo {
-        vllm_version: ready
-            .vllm_version
-            .clone()
-            .ok_or(StartError::ReadyLacks("vllm_version"))?,
-        max_model_len: ready
-            .max_model_len
-            .ok_or(StartError::ReadyLacks("max_model_len"))?,
-        block_size: ready
-            .block_size
-            .ok_or(StartError::ReadyLacks("block_size"))?,
-        num_gpu_blocks: ready.num_gpu_blocks.unwrap_or(0),
-        max_num_seqs: ready.max_num_seqs.unwrap_or(0),
-        max_num_batched_tokens: ready.max_num_batched_tokens.unwrap_or(0),
-        vocab_size,
-        dp_rank: config.dp_rank,
-        supports_lora: ready.supports_lora.unwrap_or(false),
-        kv_events: ready.kv_events.clone(),
-        model: folder,
-        pid: local.map(|local| local.pid().cast_unsigned()),
-        adopted: life > 0,
-    })
 }

@@ -120,11 +120,11 @@ impl Supervisor {
                         warn!("the connection to the engine broke");
                         broken_until = Some(Instant::now() + grace);
                     }
-                    SocketEvent::Accepted(_, peer) if *peer == *self.identity => {
-                        if broken_until.take().is_some() {
-                            warn!("the connection to the engine is back");
-                            let _ = self.control.send(Control::Broken).await;
-                        }
+                    SocketEvent::Accepted(_, peer)
+                        if *peer == *self.identity && broken_until.take().is_some() =>
+                    {
+                        warn!("the connection to the engine is back");
+                        let _ = self.control.send(Control::Broken).await;
                     }
                     _ => {}
                 },

@@ -16,7 +16,10 @@ use support::{ByHand, Collected, Python, Worker, config, request, spawn_config};
 
 #[tokio::test]
 async fn an_engine_streams_aborts_and_its_death_fails_what_runs() {
-    let Some(python) = Python::find() else { return };
+    let Some(python) = Python::find() else {
+        return;
+    };
+    let _turn = support::turn().await;
     let dir = tempfile::tempdir().expect("temporary folder");
     let (state, mut states) = tokio::sync::watch::channel(State::Starting(Phase::Preparing));
     let phases = tokio::spawn(async move {
@@ -134,7 +137,10 @@ async fn an_engine_streams_aborts_and_its_death_fails_what_runs() {
 
 #[tokio::test]
 async fn a_kept_engine_is_adopted_its_orphans_aborted_and_another_fingerprint_ends_it() {
-    let Some(python) = Python::find() else { return };
+    let Some(python) = Python::find() else {
+        return;
+    };
+    let _turn = support::turn().await;
     let dir = tempfile::tempdir().expect("temporary folder");
     // The first worker is killed in the middle of two requests.
     let mut worker = Worker::spawn(&python, dir.path(), true);
@@ -170,7 +176,7 @@ async fn a_kept_engine_is_adopted_its_orphans_aborted_and_another_fingerprint_en
     let mut impatient = spawn_config(&python, dir.path(), true);
     impatient.waits.shutdown = Duration::ZERO;
     let (sink, _collected) = Collected::new();
-    let refused = Engine::start(impatient, sink).await.err().expect("in use");
+    let refused = Engine::start(impatient, sink).await.expect_err("in use");
     assert!(
         matches!(refused, StartError::RunDirInUse { .. }),
         "{refused}"
@@ -184,17 +190,17 @@ async fn a_kept_engine_is_adopted_its_orphans_aborted_and_another_fingerprint_en
     };
     spawn.args.push("--no-such-flag".to_owned());
     let (sink, _collected) = Collected::new();
-    let refused = Engine::start(other, sink)
-        .await
-        .err()
-        .expect("no such flag");
+    let refused = Engine::start(other, sink).await.expect_err("no such flag");
     assert!(refused.to_string().contains("--no-such-flag"), "{refused}");
     support::until(|| !support::is_alive(pid)).await;
 }
 
 #[tokio::test]
 async fn an_engine_ends_with_its_worker_unless_it_is_kept() {
-    let Some(python) = Python::find() else { return };
+    let Some(python) = Python::find() else {
+        return;
+    };
+    let _turn = support::turn().await;
     let dir = tempfile::tempdir().expect("temporary folder");
     let mut worker = Worker::spawn(&python, dir.path(), false);
     let pid = worker.engine_pid().await;
@@ -205,7 +211,10 @@ async fn an_engine_ends_with_its_worker_unless_it_is_kept() {
 
 #[tokio::test]
 async fn an_engine_started_by_hand_dials_in_and_finds_the_next_worker_too() {
-    let Some(python) = Python::find() else { return };
+    let Some(python) = Python::find() else {
+        return;
+    };
+    let _turn = support::turn().await;
     let dir = tempfile::tempdir().expect("temporary folder");
     let port = support::free_port();
     let attach = || {

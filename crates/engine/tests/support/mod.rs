@@ -19,8 +19,15 @@ use tokio::sync::mpsc;
 /// Longest wait for anything. An engine on a busy two-core machine needs a minute to start.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// One engine starts at a time; several at once take each other's processor and memory.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Waits for the turn of a test that starts engines.
+pub(crate) async fn turn() -> tokio::sync::MutexGuard<'static, ()> {
+    TURN.lock().await
+}
+
 /// A Python that has vLLM, and a model for it.
-#[derive(Clone)]
 pub(crate) struct Python {
     pub(crate) python: PathBuf,
     pub(crate) model: PathBuf,
