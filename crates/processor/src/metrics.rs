@@ -6,6 +6,8 @@
 //! time of asking (`server::scrape`), so that memory does not grow with their history.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
@@ -121,6 +123,16 @@ impl From<Code> for Outcome {
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
+    totals: Arc<Totals>,
+}
+
+/// Sums over all models, for those who want one number and no text format.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// Generating requests that run now.
+    pub inflight: AtomicU64,
+    /// Tokens generated since the process began.
+    pub output_tokens: AtomicU64,
 }
 
 impl fmt::Debug for Metrics {
@@ -147,7 +159,12 @@ impl Metrics {
             .expect("no list of buckets is empty")
             .build_recorder();
         let handle = recorder.handle();
-        let metrics = Self { recorder, handle };
+        let totals = Arc::default();
+        let metrics = Self {
+            recorder,
+            handle,
+            totals,
+        };
         metrics.describe();
         metrics
     }
@@ -211,6 +228,11 @@ impl Metrics {
         }
     }
 
+    /// Returns the sums over all models.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
     /// Returns the counter of workers that were refused.
     pub fn workers_refused(&self) -> Counter {
         self.counter("stator_processor_workers_refused_total", &[])
@@ -243,6 +265,7 @@ impl Metrics {
                 }
             }),
             retries: self.counter("stator_processor_retries_total", &[("model", model)]),
+            totals: Arc::clone(&self.totals),
         }
     }
 
@@ -284,6 +307,7 @@ pub struct ModelMetrics {
     endpoints: [EndpointMetrics; Endpoint::ALL.len()],
     /// Attempts that were repeated on another worker.
     pub(crate) retries: Counter,
+    totals: Arc<Totals>,
 }
 
 #[derive(Clone, Debug)]
@@ -304,9 +328,11 @@ impl ModelMetrics {
     pub fn begin(&self, endpoint: Endpoint) -> Observation {
         let metrics = self.endpoints[endpoint as usize].clone();
         metrics.inflight.increment(1.0);
+        self.totals.inflight.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         Observation {
             metrics,
+            totals: Arc::clone(&self.totals),
             arrived: now,
             last: now,
             output: 0,
@@ -322,6 +348,7 @@ impl ModelMetrics {
 #[derive(Debug)]
 pub struct Observation {
     metrics: EndpointMetrics,
+    totals: Arc<Totals>,
     arrived: Instant,
     last: Instant,
     output: u64,
@@ -356,6 +383,9 @@ impl Observation {
         self.last = now;
         self.output += count as u64;
         self.metrics.output_total.increment(count as u64);
+        self.totals
+            .output_tokens
+            .fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// Says how the request ended; the last call counts, when the observation is dropped.
@@ -367,6 +397,7 @@ impl Observation {
 impl Drop for Observation {
     fn drop(&mut self) {
         self.metrics.inflight.decrement(1.0);
+        self.totals.inflight.fetch_sub(1, Ordering::Relaxed);
         self.metrics.ended[self.outcome as usize].increment(1);
         if self.output > 0 {
             self.metrics.output_tokens.record(self.output as f64);

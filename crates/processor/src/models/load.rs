@@ -4,12 +4,16 @@
 //! worker. They are kept only as what is built of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use stator_common::card;
 use stator_common::plane::tcp::PlaneError;
 use stator_text::template::ChatTemplates;
 use stator_text::{ModelFiles, SegmentCache, Tokenizer};
+use tokio::time::timeout;
 use tracing::{debug, error};
 
 use super::GenerationConfig;
@@ -20,6 +24,9 @@ const MAX_FILE: u64 = 256 << 20;
 
 /// Memory for remembered pieces of prompts, per model: about four million tokens of conversations.
 const SEGMENT_BYTES: usize = 64 << 20;
+
+/// How long workers are waited for before others, which may have come by then, are waited for as well.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a model's files say.
 #[derive(Clone)]
@@ -35,7 +42,13 @@ pub struct Assets {
 /// Why a model's files could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// No worker could deliver a file.
+    /// No worker could be connected to.
+    #[error("none of {workers} workers could be connected to")]
+    Unreachable {
+        /// How many were tried.
+        workers: usize,
+    },
+    /// The worker could not deliver a file.
     #[error("fetch {file}: {source}")]
     Fetch {
         /// The file.
@@ -69,7 +82,7 @@ impl LoadError {
     /// Says whether the same files may load later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Fetch { .. } => true,
+            Self::Unreachable { .. } | Self::Fetch { .. } => true,
             Self::TooLarge { .. }
             | Self::NoTokenizer
             | Self::Tokenizer(_)
@@ -79,30 +92,38 @@ impl LoadError {
     }
 }
 
-/// Loads a model from the first of `workers` that can deliver its files.
+/// Loads a model from one of `workers`, whichever is connected first.
 ///
 /// - `workers`: not empty; they agree about the files.
 ///
 /// # Errors
-/// [`LoadError`], of the last worker if the files could not be fetched.
+/// [`LoadError`]. One that may pass is worth another try, with the workers that are there by then.
 pub(super) async fn any(workers: &[Arc<Worker>]) -> Result<Assets, LoadError> {
-    let mut failure = None;
-    // The workers that are connected already come first.
-    let (ready, others): (Vec<_>, Vec<_>) = workers.iter().partition(|worker| worker.is_ready());
-    for worker in ready.into_iter().chain(others) {
-        match fetch(worker).await {
-            Ok(files) => {
-                let built = tokio::task::spawn_blocking(move || build(&files)).await;
-                return built.map_err(LoadError::Defect)?;
+    let files = fetch(first_connected(workers).await?).await?;
+    let built = tokio::task::spawn_blocking(move || build(&files)).await;
+    built.map_err(LoadError::Defect)?
+}
+
+async fn first_connected(workers: &[Arc<Worker>]) -> Result<&Worker, LoadError> {
+    // Started at random: if the first one delivers nothing, the next try meets another.
+    let start = rand::random_range(0..workers.len());
+    let mut waiting: FuturesUnordered<_> = (start..start + workers.len())
+        .map(|index| &workers[index % workers.len()])
+        .map(|worker| async move { worker.client().ready().await.map(|()| worker) })
+        .collect();
+    let first = async {
+        while let Some(ready) = waiting.next().await {
+            match ready {
+                Ok(worker) => return Some(worker),
+                Err(error) => debug!(%error, "worker not usable"),
             }
-            Err(error) if error.may_pass() => {
-                debug!(worker = %worker.id(), %error, "model files not fetched");
-                failure = Some(error);
-            }
-            Err(error) => return Err(error),
         }
-    }
-    Err(failure.expect("a group that loads has a worker"))
+        None
+    };
+    let first = timeout(CONNECT_WITHIN, first).await.ok().flatten();
+    first.map(|worker| &**worker).ok_or(LoadError::Unreachable {
+        workers: workers.len(),
+    })
 }
 
 /// The files of a model, each absent where the worker has none.
@@ -118,12 +139,6 @@ struct Files {
 
 async fn fetch(worker: &Worker) -> Result<Files, LoadError> {
     let card = worker.card();
-    let client = worker.client();
-    let lost = |source| LoadError::Fetch {
-        file: "tokenizer.json".to_owned(),
-        source,
-    };
-    client.ready().await.map_err(lost)?;
     let mut files = Files::default();
     for (name, file) in &card.model.files {
         let slot = match name.as_str() {

@@ -19,8 +19,9 @@ use tracing::{error, info, warn};
 
 use super::load::{self, Assets, LoadError};
 use super::{Model, Models, Snapshot, Unused};
+use crate::config::{Config, Secret};
 use crate::metrics::Metrics;
-use crate::pool::{Pool, RouterMode, Worker};
+use crate::pool::{Pool, Worker};
 
 /// Pause before a model's files are asked for again, when no worker could deliver them.
 const RELOAD_PAUSE: Duration = Duration::from_millis(500);
@@ -30,8 +31,7 @@ pub struct Registry {
     models: Arc<Models>,
     metrics: Arc<Metrics>,
     refusals: Counter,
-    namespace: Option<String>,
-    mode: RouterMode,
+    config: Arc<Config>,
     /// By model id.
     groups: HashMap<String, Group>,
     refused: HashMap<WorkerId, Refused>,
@@ -66,40 +66,37 @@ struct Loaded {
 
 impl Registry {
     /// Returns a registry that publishes into `models`.
-    ///
-    /// - `namespace`: whose workers are used; absent: everybody's.
-    pub fn new(
-        models: Arc<Models>,
-        metrics: Arc<Metrics>,
-        namespace: Option<String>,
-        mode: RouterMode,
-    ) -> Self {
+    pub fn new(models: Arc<Models>, metrics: Arc<Metrics>, config: Arc<Config>) -> Self {
         Self {
             refusals: metrics.workers_refused(),
             models,
             metrics,
-            namespace,
-            mode,
+            config,
             groups: HashMap::new(),
             refused: HashMap::new(),
             loads: JoinSet::new(),
         }
     }
 
-    /// Follows `events` until they end.
+    /// Follows `events`, for ever: if discovery ends, the workers of then stay.
     pub async fn run(mut self, mut events: Watch) {
+        let mut followed = true;
         loop {
             tokio::select! {
-                event = events.next() => match event {
+                event = events.next(), if followed => match event {
                     Some(Event::Put(card)) => self.put(Arc::from(card)),
                     Some(Event::Gone(worker)) => self.gone(&worker),
-                    None => return,
+                    None => {
+                        error!("discovery ended: workers that come or go are no longer noticed");
+                        followed = false;
+                    }
                 },
                 Some(loaded) = self.loads.join_next() => match loaded {
                     Ok(loaded) => self.loaded(loaded),
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => error!(%error, "loading a model panicked"),
                 },
+                else => std::future::pending().await,
             }
             self.publish();
         }
@@ -107,6 +104,7 @@ impl Registry {
 
     fn put(&mut self, card: Arc<Card>) {
         if self
+            .config
             .namespace
             .as_ref()
             .is_some_and(|own| *own != card.endpoint.namespace)
@@ -145,7 +143,10 @@ impl Registry {
         }
         let id = card.model.names[0].clone();
         info!(worker = %card.worker, address = card.address, model = id, "worker joined");
-        let worker = Arc::new(Worker::new(Arc::clone(&card), connect(&card)));
+        let worker = Arc::new(Worker::new(
+            Arc::clone(&card),
+            connect(&card, self.config.plane_token.as_ref()),
+        ));
         match self.groups.entry(id) {
             Entry::Occupied(mut group) => {
                 let group = group.get_mut();
@@ -241,7 +242,11 @@ impl Registry {
         group.state = match result {
             Ok(assets) => {
                 let metrics = self.metrics.model(&id);
-                let pool = Pool::new(self.mode, rand::random(), metrics.retries.clone());
+                let pool = Pool::new(
+                    self.config.router_mode,
+                    rand::random(),
+                    metrics.retries.clone(),
+                );
                 for worker in &group.workers {
                     pool.add(worker);
                 }
@@ -318,9 +323,10 @@ fn unused(group: &Group, reason: &str) -> impl Iterator<Item = Unused> {
     })
 }
 
-fn connect(card: &Card) -> Client {
+fn connect(card: &Card, token: Option<&Secret>) -> Client {
     let config = ClientConfig {
         worker: Some(card.worker.clone()),
+        token: token.map(|token| token.reveal().to_owned()),
         ..ClientConfig::default()
     };
     Client::connect(&card.address, config)

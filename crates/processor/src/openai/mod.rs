@@ -32,3 +32,16 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/completions", post(completions::handle))
         .merge(crate::tokenize::routes())
 }
+
+/// Returns the fields that generating requests have, by the name of their schema in `openapi.json`.
+#[cfg(test)]
+pub(crate) fn request_fields() -> [(&'static str, &'static [&'static str]); 3] {
+    [
+        ("GenerationFields", request::Shared::NAMES),
+        ("ChatCompletionRequest", chat::types::ChatFields::NAMES),
+        (
+            "CompletionRequest",
+            completions::types::CompletionFields::NAMES,
+        ),
+    ]
+}

@@ -76,8 +76,7 @@ impl Worker {
         self.state.borrow().clone()
     }
 
-    /// Says whether the connection stands and the worker takes requests.
-    pub(crate) fn is_ready(&self) -> bool {
+    fn is_ready(&self) -> bool {
         matches!(*self.state.borrow(), State::Ready)
     }
 

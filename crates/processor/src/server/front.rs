@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use rand::Rng;
 use tower_service::Service as _;
+use tracing::debug;
 
 use super::connection::{Activity, Busy};
 use super::routes::Route;
@@ -87,6 +88,12 @@ impl hyper::service::Service<Request<Incoming>> for Front {
                 },
                 Err(error) => error.into_response(),
             };
+            debug!(
+                request = id.as_str(),
+                ?route,
+                status = response.status().as_u16(),
+                "answered"
+            );
             response.headers_mut().insert(REQUEST_ID, id.0);
             app.http.count(route, response.status());
             Ok(response.map(|inner| Tracked { inner, _busy: busy }))

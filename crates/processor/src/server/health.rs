@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use stator_common::drain::Phase;
 
 use crate::App;
+use crate::models::Model;
 
 /// `GET /live`: the process runs.
 pub(super) async fn live() -> Json<Value> {
@@ -23,36 +24,44 @@ pub(super) async fn version() -> Json<Value> {
 /// `GET /health`: 200 while some model answers, else 503 with the reasons.
 pub(super) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Value>) {
     let models = app.models.list();
-    let (up, down): (Vec<_>, Vec<_>) = models.iter().partition(|model| model.pool.is_available());
-    let mut reasons: Vec<String> = down
+    let up: Vec<_> = models
         .iter()
-        .map(|model| format!("{}: no worker is connected", model.id))
-        .chain(app.models.unused().into_iter().map(|unused| {
-            format!(
-                "{}: worker {} is not used: {}",
-                unused.model, unused.worker, unused.reason
-            )
-        }))
+        .filter(|model| model.pool.is_available())
+        .map(|model| &model.id)
         .collect();
-    let status = if app.drain.phase() != Phase::Running {
-        reasons.push("the process is being ended".to_owned());
-        "draining"
-    } else if !up.is_empty() {
-        "ready"
-    } else {
-        if reasons.is_empty() {
-            reasons.push("no worker was found".to_owned());
-        }
-        "unavailable"
+    let reasons = reasons(&app, &models);
+    let status = match app.drain.phase() {
+        Phase::Draining | Phase::Aborting => "draining",
+        Phase::Running if up.is_empty() => "unavailable",
+        Phase::Running => "ready",
     };
     let code = if status == "ready" {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let up: Vec<_> = up.iter().map(|model| &model.id).collect();
     (
         code,
         Json(json!({"status": status, "models": up, "reasons": reasons})),
     )
+}
+
+/// Returns what keeps models from answering.
+pub(super) fn reasons(app: &App, models: &[Arc<Model>]) -> Vec<String> {
+    let down = models.iter().filter(|model| !model.pool.is_available());
+    let down = down.map(|model| format!("{}: no worker is connected", model.id));
+    let unused = app.models.unused().into_iter().map(|unused| {
+        format!(
+            "{}: worker {} is not used: {}",
+            unused.model, unused.worker, unused.reason
+        )
+    });
+    let mut reasons: Vec<String> = down.chain(unused).collect();
+    if app.drain.phase() != Phase::Running {
+        reasons.push("the process is being ended".to_owned());
+    }
+    if models.is_empty() && reasons.is_empty() {
+        reasons.push("no worker was found".to_owned());
+    }
+    reasons
 }

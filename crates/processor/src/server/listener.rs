@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{SockRef, TcpKeepalive};
 use stator_common::drain::Drain;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -40,22 +41,7 @@ impl Listener {
     /// Takes the configured port.
     pub(super) async fn bind(config: &Config) -> Result<Self, BindError> {
         let tls = Tls::load(config)?;
-        let host = config.http_host.as_str();
-        let resolve = |source| BindError::Resolve {
-            host: host.to_owned(),
-            source,
-        };
-        let wanted = tokio::net::lookup_host((host, config.http_port))
-            .await
-            .map_err(resolve)?
-            .next()
-            .ok_or_else(|| resolve(io::ErrorKind::NotFound.into()))?;
-        let listen = |source| BindError::Listen {
-            addr: wanted,
-            source,
-        };
-        let socket = listen_on(wanted).map_err(listen)?;
-        let addr = socket.local_addr().map_err(listen)?;
+        let (socket, addr) = bind(&config.http_host, config.http_port).await?;
         Ok(Self { socket, addr, tls })
     }
 
@@ -100,6 +86,26 @@ impl Listener {
     }
 }
 
+/// Takes the port `port` of the first address that `host` means; 0 takes a free one.
+pub(super) async fn bind(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), BindError> {
+    let resolve = |source| BindError::Resolve {
+        host: host.to_owned(),
+        source,
+    };
+    let wanted = tokio::net::lookup_host((host, port))
+        .await
+        .map_err(resolve)?
+        .next()
+        .ok_or_else(|| resolve(io::ErrorKind::NotFound.into()))?;
+    let listen = |source| BindError::Listen {
+        addr: wanted,
+        source,
+    };
+    let socket = listen_on(wanted).map_err(listen)?;
+    let addr = socket.local_addr().map_err(listen)?;
+    Ok((socket, addr))
+}
+
 fn listen_on(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = match addr {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -118,6 +124,16 @@ fn prepare(stream: &TcpStream, peer: SocketAddr) {
         .and_then(|()| SockRef::from(stream).set_tcp_keepalive(&keepalive));
     if let Err(error) = set {
         debug!(%peer, %error, "set socket options");
+    }
+}
+
+/// Raises the process's soft limit of open files to the hard one: every connection is a file, and the
+/// customary soft limit is 1024.
+pub(super) fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        debug!(%error, "raise the limit of open files");
     }
 }
 

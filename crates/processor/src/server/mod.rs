@@ -15,6 +15,7 @@ mod openapi;
 mod posture;
 mod routes;
 mod scrape;
+mod system;
 mod tls;
 mod workers;
 
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
+use futures::future::OptionFuture;
 use stator_common::discovery::{Discovery, file, mem};
 use stator_common::drain::Drain;
 
@@ -79,6 +81,7 @@ pub fn discovery(config: &Config) -> Arc<dyn Discovery> {
 pub struct Processor {
     config: Arc<Config>,
     listener: listener::Listener,
+    system: Option<system::System>,
 }
 
 impl Processor {
@@ -87,16 +90,24 @@ impl Processor {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(config: Config) -> Result<Self, BindError> {
+        listener::raise_file_limit();
         let listener = listener::Listener::bind(&config).await?;
+        let system = system::System::bind(&config).await?;
         Ok(Self {
             config: Arc::new(config),
             listener,
+            system,
         })
     }
 
     /// Returns the address that clients connect to, with the real port.
     pub fn addr(&self) -> SocketAddr {
         self.listener.addr()
+    }
+
+    /// Returns the address of the system routes, where they are served.
+    pub fn system_addr(&self) -> Option<SocketAddr> {
+        self.system.as_ref().map(system::System::addr)
     }
 
     /// Serves until drained: finishes what runs after *draining*, cuts it off at *aborting*.
@@ -109,17 +120,22 @@ impl Processor {
         let registry = Registry::new(
             Arc::clone(&models),
             Arc::clone(&metrics),
-            self.config.namespace.clone(),
-            self.config.router_mode,
+            Arc::clone(&self.config),
         );
         let app = Arc::new(App::new(self.config, models, metrics, drain.clone()));
         let workers = discovery.watch().await.context("watch discovery")?;
-        posture::announce(&app.config, self.listener.addr());
+        posture::announce(
+            &app.config,
+            self.listener.addr(),
+            self.system.as_ref().map(|system| system.addr()),
+        );
         let router = routes::router(Arc::clone(&app));
+        let system = self.system.map(|system| system.serve(Arc::clone(&app)));
         tokio::select! {
             () = self.listener.serve(Arc::clone(&app), router, drain) => {}
             () = registry.run(workers) => {}
             () = app.metrics.upkeep() => {}
+            Some(()) = OptionFuture::from(system) => {}
         }
         Ok(())
     }

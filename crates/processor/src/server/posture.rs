@@ -7,16 +7,17 @@ use tracing::{info, warn};
 use crate::config::Config;
 
 /// Writes the line to the log: as a warning if somebody outside may ask without a key.
-pub(super) fn announce(config: &Config, addr: SocketAddr) {
-    let line = describe(config, addr);
-    if addr.ip().is_loopback() || !config.api_key.is_empty() {
+pub(super) fn announce(config: &Config, addr: SocketAddr, system: Option<SocketAddr>) {
+    let line = describe(config, addr, system);
+    let system_is_open = system.is_some_and(|system| !system.ip().is_loopback());
+    if (addr.ip().is_loopback() || !config.api_key.is_empty()) && !system_is_open {
         info!("{line}");
     } else {
         warn!("{line}");
     }
 }
 
-fn describe(config: &Config, addr: SocketAddr) -> String {
+fn describe(config: &Config, addr: SocketAddr, system: Option<SocketAddr>) -> String {
     let (scheme, tls) = match config.tls_cert_path {
         Some(_) => ("https", "TLS"),
         None => (
@@ -24,13 +25,7 @@ fn describe(config: &Config, addr: SocketAddr) -> String {
             "plain text (--tls-cert-path and --tls-key-path turn TLS on)",
         ),
     };
-    let whom = if addr.ip().is_loopback() {
-        "this machine only (--http-host opens it to others)"
-    } else if addr.ip().is_unspecified() {
-        "EVERYBODY who reaches this machine (--http-host 127.0.0.1 closes it)"
-    } else {
-        "everybody who reaches this address (--http-host 127.0.0.1 closes it)"
-    };
+    let whom = whom(addr, "--http-host");
     let key = match (config.api_key.len(), config.metrics_auth) {
         (0, _) => "NO key is asked for (--api-key or --api-key-file asks for one)".to_owned(),
         (1, true) => "a key is asked for, except at /health and /live".to_owned(),
@@ -43,7 +38,24 @@ fn describe(config: &Config, addr: SocketAddr) -> String {
              (--metrics-auth closes the last two)"
         ),
     };
-    format!("listening on {scheme}://{addr}, open to {whom}; {key}; {tls}")
+    let mut line = format!("listening on {scheme}://{addr}, open to {whom}; {key}; {tls}");
+    if let Some(system) = system {
+        let whom = self::whom(system, "--system-host");
+        line += &format!(
+            "; system routes on http://{system}, open to {whom}, without key (--system-port -1 closes them)"
+        );
+    }
+    line
+}
+
+fn whom(addr: SocketAddr, flag: &str) -> String {
+    if addr.ip().is_loopback() {
+        format!("this machine only ({flag} opens it to others)")
+    } else if addr.ip().is_unspecified() {
+        format!("EVERYBODY who reaches this machine ({flag} 127.0.0.1 closes it)")
+    } else {
+        format!("everybody who reaches this address ({flag} 127.0.0.1 closes it)")
+    }
 }
 
 #[cfg(test)]
@@ -52,7 +64,7 @@ mod tests {
 
     #[test]
     fn the_line_names_what_is_open_and_how_to_close_it() {
-        let open = describe(&Config::default(), "0.0.0.0:8000".parse().unwrap());
+        let open = describe(&Config::default(), "0.0.0.0:8000".parse().unwrap(), None);
         for part in [
             "http://0.0.0.0:8000",
             "EVERYBODY",
@@ -69,7 +81,7 @@ mod tests {
             tls_key_path: Some("k".into()),
             ..Config::default()
         };
-        let closed = describe(&config, "127.0.0.1:1".parse().unwrap());
+        let closed = describe(&config, "127.0.0.1:1".parse().unwrap(), None);
         assert_eq!(
             closed,
             "listening on https://127.0.0.1:1, open to this machine only (--http-host opens it to \

@@ -37,6 +37,23 @@ pub(super) enum Route {
 }
 
 impl Route {
+    /// Every route that is served.
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 12] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Tokenize,
+        Self::Detokenize,
+        Self::Models,
+        Self::Model,
+        Self::Health,
+        Self::Live,
+        Self::Metrics,
+        Self::Workers,
+        Self::Version,
+        Self::OpenApi,
+    ];
+
     /// Returns the route of a path.
     pub(super) fn of(path: &str) -> Self {
         match path {
@@ -56,7 +73,7 @@ impl Route {
         }
     }
 
-    fn pattern(self) -> &'static str {
+    pub(super) fn pattern(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",

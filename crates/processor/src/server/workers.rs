@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
+use stator_common::plane::tcp;
 
 use crate::App;
 use crate::models::Model;
@@ -50,7 +51,7 @@ fn describe(target: &Target) -> Value {
         "kv_blocks": card.model.kv_blocks,
         "block_size": card.model.block_size,
         "max_num_seqs": card.model.max_num_seqs,
-        "connection": format!("{:?}", worker.state()),
+        "connection": connection(worker.state()),
         "availability": match worker.availability() {
             Availability::Open => "open",
             Availability::Inhibited => "inhibited",
@@ -68,4 +69,13 @@ fn describe(target: &Target) -> Value {
             "kv_usage": reported.kv_usage,
         },
     })
+}
+
+fn connection(state: tcp::State) -> String {
+    match state {
+        tcp::State::Connecting { reason } => format!("connecting: {reason}"),
+        tcp::State::Ready => "ready".to_owned(),
+        tcp::State::Draining => "draining".to_owned(),
+        tcp::State::Gone { message, .. } => format!("refused: {message}"),
+    }
 }

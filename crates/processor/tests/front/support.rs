@@ -34,6 +34,7 @@ pub(crate) const TOKENIZER: &str = r#"{
 /// A running processor.
 pub(crate) struct Running {
     pub(crate) addr: SocketAddr,
+    pub(crate) system: Option<SocketAddr>,
     pub(crate) discovery: Mem,
     pub(crate) trigger: Trigger,
     pub(crate) task: JoinHandle<anyhow::Result<()>>,
@@ -49,10 +50,12 @@ pub(crate) async fn start(config: Config) -> Running {
     .await
     .unwrap();
     let addr = processor.addr();
+    let system = processor.system_addr();
     let (trigger, drain) = drain::channel();
     let task = tokio::spawn(processor.serve(Arc::new(discovery.clone()), drain));
     Running {
         addr,
+        system,
         discovery,
         trigger,
         task,

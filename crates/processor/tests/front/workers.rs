@@ -231,3 +231,37 @@ async fn a_tokenizer_that_cannot_be_built_is_told_and_does_not_stop_the_others()
     assert_eq!(health.status, 200);
     assert!(health.text().contains("no tokenizer.json"), "{health:?}");
 }
+
+#[tokio::test]
+async fn the_system_port_tells_launchers_the_state_without_a_key() {
+    let config = Config {
+        system_port: 0,
+        api_key: vec!["key".into()],
+        ..Config::default()
+    };
+    let processor = start(config).await;
+    let system = processor.system.unwrap();
+    let before = send(system, get("/status")).await.json();
+    assert_eq!(before["state"], "starting");
+    assert_eq!(before["phase"], "no worker was found");
+    let _worker = Worker::start(&processor.discovery, "w", tokens(&[1, 2])).await;
+    until(system, "/status", |answered| {
+        answered.json()["state"] == "ready"
+    })
+    .await;
+
+    let mut request = completion();
+    let key = "Bearer key".parse().unwrap();
+    request.headers_mut().insert("authorization", key);
+    assert_eq!(send(processor.addr, request).await.status, 200);
+    let after = send(system, get("/status")).await.json();
+    assert_eq!(after["models"][0], "model");
+    assert_eq!(
+        (
+            after["running"].as_u64(),
+            after["generated_tokens"].as_u64()
+        ),
+        (Some(0), Some(2))
+    );
+    assert_eq!(send(system, get("/v1/models")).await.status, 404);
+}

@@ -35,6 +35,12 @@ macro_rules! fields {
             $($(#[$field_meta])* pub(crate) $field: Option<$type>,)*
         }
 
+        #[cfg(test)]
+        impl $name {
+            /// The names of its fields.
+            pub(crate) const NAMES: &'static [&'static str] = &[$(stringify!($field)),*];
+        }
+
         impl $crate::openai::request::Own for $name {
             fn read<'de, A: serde::de::MapAccess<'de>>(
                 &mut self,

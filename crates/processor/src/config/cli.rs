@@ -1,0 +1,250 @@
+//! What a person may say to a processor: on the command line, or in the environment, which is turned into
+//! flags so that both are parsed, named and refused alike.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use serde::Serialize;
+
+use super::{ConfigError, DiscoveryBackend, ReasoningField, Secret};
+use crate::pool::RouterMode;
+
+/// Flags that the environment may give, and the names it may use, the first one set winning.
+///
+/// The `DYN_*` names are Dynamo's (frontend, 1.6).
+pub(super) const ENVIRONMENT: &[(&str, &[&str])] = &[
+    ("http-host", &["STATOR_HTTP_HOST", "DYN_HTTP_HOST"]),
+    ("http-port", &["STATOR_HTTP_PORT", "DYN_HTTP_PORT"]),
+    ("namespace", &["STATOR_NAMESPACE", "DYN_NAMESPACE"]),
+    (
+        "discovery-backend",
+        &[
+            "STATOR_DISCOVERY_BACKEND",
+            "DYN_DISCOVERY_BACKEND",
+            "DYN_STORE_KV",
+        ],
+    ),
+    (
+        "discovery-path",
+        &["STATOR_DISCOVERY_PATH", "STATOR_FILE_KV", "DYN_FILE_KV"],
+    ),
+    ("router-mode", &["STATOR_ROUTER_MODE", "DYN_ROUTER_MODE"]),
+    ("api-key", &["STATOR_API_KEY"]),
+    ("api-key-file", &["STATOR_API_KEY_FILE"]),
+    ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
+    ("system-port", &["STATOR_SYSTEM_PORT", "DYN_SYSTEM_PORT"]),
+    ("plane-token-file", &["STATOR_PLANE_TOKEN_FILE"]),
+    ("metrics-auth", &["STATOR_METRICS_AUTH"]),
+    (
+        "tls-cert-path",
+        &["STATOR_TLS_CERT_PATH", "DYN_TLS_CERT_PATH"],
+    ),
+    ("tls-key-path", &["STATOR_TLS_KEY_PATH", "DYN_TLS_KEY_PATH"]),
+    ("max-body-bytes", &["STATOR_MAX_BODY_BYTES"]),
+    ("header-timeout", &["STATOR_HEADER_TIMEOUT"]),
+    ("body-timeout", &["STATOR_BODY_TIMEOUT"]),
+    ("idle-timeout", &["STATOR_IDLE_TIMEOUT"]),
+    ("drain-grace", &["STATOR_DRAIN_GRACE"]),
+    (
+        "trust-request-chat-template",
+        &["STATOR_TRUST_REQUEST_CHAT_TEMPLATE"],
+    ),
+    (
+        "reasoning-field-name",
+        &["STATOR_REASONING_FIELD_NAME", "DYN_REASONING_FIELD_NAME"],
+    ),
+];
+
+/// The OpenAI-compatible front of Stator: validates, tokenizes, routes to workers, streams the answers.
+#[derive(Debug, Parser)]
+#[command(name = "stator-processor", version, max_term_width = 100)]
+pub struct Cli {
+    /// Reads settings from this TOML file; its keys are the names below with underscores.
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+
+    /// Prints the configuration that results from file, environment and flags, and ends.
+    #[arg(long, help_heading = "Configuration")]
+    pub print_config: bool,
+
+    /// The settings that flags, environment and file have in common.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What a person may set. Absent fields leave the choice to the layer below.
+#[derive(Debug, Default, clap::Args, Serialize)]
+pub struct Settings {
+    /// Address or name to listen on [default: 127.0.0.1].
+    #[arg(long, alias = "host", value_name = "HOST", help_heading = "Listener")]
+    http_host: Option<String>,
+
+    /// Port to listen on; 0 takes a free one [default: 8000].
+    #[arg(long, alias = "port", value_name = "PORT", help_heading = "Listener")]
+    http_port: Option<u16>,
+
+    /// Address of the system routes: /health, /live, /status, /metrics, /workers [default: 127.0.0.1].
+    #[arg(long, value_name = "HOST", help_heading = "Listener")]
+    system_host: Option<String>,
+
+    /// Port of the system routes, which ask for no key; 0 takes a free one, -1 none [default: -1].
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-1..=65535), help_heading = "Listener")]
+    system_port: Option<i32>,
+
+    /// Certificate chain (PEM); with --tls-key-path the listener speaks TLS only. Read again when it changes.
+    #[arg(long, value_name = "FILE", help_heading = "Listener")]
+    tls_cert_path: Option<PathBuf>,
+
+    /// Private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", help_heading = "Listener")]
+    tls_key_path: Option<PathBuf>,
+
+    /// Key that clients must send as `Authorization: Bearer KEY`; may be given several times. Other
+    /// processes of this machine can see flags: prefer a file or the environment.
+    #[arg(
+        long,
+        value_name = "KEY",
+        value_delimiter = ',',
+        help_heading = "Access"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "reveal")]
+    api_key: Option<Vec<Secret>>,
+
+    /// File with one key per line; empty lines and lines that start with # are skipped.
+    #[arg(long, value_name = "FILE", help_heading = "Access")]
+    api_key_file: Option<PathBuf>,
+
+    /// Asks for a key at /metrics and /workers too [default: false].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          help_heading = "Access")]
+    metrics_auth: Option<bool>,
+
+    /// Largest request body in bytes; larger ones get 413 [default: 67108864].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    max_body_bytes: Option<usize>,
+
+    /// Time from a request's first byte to the end of its header [default: 15s].
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
+    #[serde(
+        with = "humantime_serde::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    header_timeout: Option<Duration>,
+
+    /// Longest pause while a request's body arrives [default: 30s].
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
+    #[serde(
+        with = "humantime_serde::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    body_timeout: Option<Duration>,
+
+    /// Time that a connection may stay open between two requests [default: 2m].
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
+    #[serde(
+        with = "humantime_serde::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    idle_timeout: Option<Duration>,
+
+    /// Time that running requests get to finish when the process is told to end [default: 30s].
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
+    #[serde(
+        with = "humantime_serde::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    drain_grace: Option<Duration>,
+
+    /// File with the secret that workers ask processors for. The variable STATOR_PLANE_TOKEN may hold the
+    /// secret itself.
+    #[arg(long, value_name = "FILE", help_heading = "Workers")]
+    plane_token_file: Option<PathBuf>,
+
+    /// Uses the workers of this namespace only [default: those of every namespace].
+    #[arg(long, value_name = "NAME", help_heading = "Workers")]
+    namespace: Option<String>,
+
+    /// How workers are found [default: file].
+    #[arg(
+        long,
+        alias = "store-kv",
+        value_name = "BACKEND",
+        help_heading = "Workers"
+    )]
+    discovery_backend: Option<DiscoveryBackend>,
+
+    /// Folder of the file discovery [default: one per user under the temporary folder].
+    #[arg(long, alias = "file-kv", value_name = "DIR", help_heading = "Workers")]
+    discovery_path: Option<PathBuf>,
+
+    /// How a worker is chosen for a request [default: round-robin].
+    #[arg(long, alias = "router", value_name = "MODE", help_heading = "Workers")]
+    router_mode: Option<RouterMode>,
+
+    /// Name of the field that carries a reasoning model's thoughts [default: reasoning_content].
+    #[arg(long, value_name = "NAME", help_heading = "Answers")]
+    reasoning_field_name: Option<ReasoningField>,
+
+    /// Lets requests bring chat templates of their own; only for clients that are trusted [default: false].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          help_heading = "Answers")]
+    trust_request_chat_template: Option<bool>,
+}
+
+impl Cli {
+    /// Parses the process's arguments; `--help` and errors end the process, as clap does.
+    pub fn from_process() -> Self {
+        let matches = command().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// Returns the command with the names that the environment may use written into the help.
+pub fn command() -> clap::Command {
+    let mut command = Cli::command();
+    for (flag, names) in ENVIRONMENT {
+        let id = flag.replace('-', "_");
+        command = command.mut_arg(id, |arg| {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            arg.help(format!("{help} [env: {}]", names.join(", ")))
+        });
+    }
+    command
+}
+
+pub(super) fn from_environment(
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Settings, ConfigError> {
+    let mut arguments = vec!["environment".to_owned()];
+    for (flag, names) in ENVIRONMENT {
+        let value = names
+            .iter()
+            .filter_map(|name| environment(name))
+            .find(|v| !v.is_empty());
+        arguments.extend(value.map(|value| format!("--{flag}={value}")));
+    }
+    let cli = Cli::try_parse_from(arguments).map_err(ConfigError::Environment)?;
+    Ok(cli.settings)
+}
+
+pub(super) fn layer(settings: &Settings) -> toml::Table {
+    toml::Table::try_from(settings).expect("settings hold only what TOML can say")
+}
+
+/// Writes secrets in full: between two layers of settings, never to a person.
+fn reveal<S: serde::Serializer>(
+    secrets: &Option<Vec<Secret>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(secrets.iter().flatten().map(Secret::reveal))
+}
+
+/// Reads `30s`, `2m`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    }
+}
