@@ -87,6 +87,13 @@ pub fn init_logs() -> Result<(), TelemetryError> {
 }
 
 impl Telemetry {
+    /// Returns telemetry that hears nothing: for tests, of which several share a process.
+    pub fn detached() -> Self {
+        Self {
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+        }
+    }
+
     /// Returns all metrics in Prometheus' text format.
     pub fn render(&self) -> String {
         self.metrics.run_upkeep();

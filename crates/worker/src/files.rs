@@ -181,7 +181,7 @@ pub(crate) fn flag<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
             Some((given, value)) => (given, Some(value)),
             None => (arg.as_str(), args.get(at + 1).map(String::as_str)),
         };
-        if given.starts_with("--") && given.replace('_', "-") == name {
+        if given.starts_with('-') && given.replace('_', "-") == name {
             found = value;
         }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use stator_common::{WorkerId, card::Role, scratch};
-use stator_engine::{Attach, Config as EngineConfig, Launch, Spawn, Waits, model};
+use stator_engine::{Attach, Config as EngineConfig, Launch, Simulate, Spawn, Waits, model};
 
 use crate::{cli::EngineKind, config::Config, files::flag, network, python::on_path};
 
@@ -113,11 +113,10 @@ fn launch(config: &Config, rank: u32) -> Result<Launch, LaunchError> {
             args,
             env: devices(config, rank)?,
         }),
-        EngineKind::Sim => Launch::Spawn(Spawn {
-            python: simulator(config)?,
+        EngineKind::Sim => Launch::Simulate(Simulate {
+            program: simulator(config)?,
             model: config.model.clone(),
             args,
-            env: Vec::new(),
         }),
     })
 }

@@ -22,6 +22,10 @@ const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait: a machine that lost its device should not load weights all the time.
 const BACK_OFF_MOST: Duration = Duration::from_secs(60);
 
+/// How long a restart waits for the engine of before to dial in again: it was just given up, and where it
+/// still runs it redials ten times a second.
+const ADOPT_AGAIN: Duration = Duration::from_secs(1);
+
 /// An engine that ran this long was well; the next wait is the first again.
 const WELL_AFTER: Duration = Duration::from_secs(300);
 
@@ -59,7 +63,7 @@ impl Rank {
         let mut first = true;
         loop {
             let started = tokio::select! {
-                started = self.start() => started,
+                started = self.start(first) => started,
                 // An engine whose start is dropped is ended.
                 () = stop.cancelled() => return Ok(()),
             };
@@ -99,7 +103,10 @@ impl Rank {
         }
     }
 
-    async fn start(&self) -> Result<(Arc<Active>, watch::Receiver<State>), StartError> {
+    async fn start(
+        &self,
+        first: bool,
+    ) -> Result<(Arc<Active>, watch::Receiver<State>), StartError> {
         let requests = Arc::new(Requests::default());
         let sink = Sink {
             rank: self.index,
@@ -110,7 +117,11 @@ impl Rank {
             batches: Vec::new(),
         };
         let (sender, mut states) = watch::channel(State::Starting(Phase::Preparing));
-        let start = Engine::start_watched(self.config.clone(), sink, sender);
+        let mut config = self.config.clone();
+        if !first {
+            config.waits.adopt = ADOPT_AGAIN;
+        }
+        let start = Engine::start_watched(config, sink, sender);
         tokio::pin!(start);
         let engine = loop {
             let state = states.borrow_and_update().clone();

@@ -1,0 +1,395 @@
+//! A worker in this process, with simulated engines that dial in over vLLM's wire.
+
+use std::{net::TcpListener, path::Path, time::Duration};
+
+use stator_common::{
+    Card, Code,
+    card::Role,
+    discovery::{Discovery, Event, Watch, mem::Mem},
+    drain::{self, Trigger},
+    plane::tcp::{Client, ClientConfig, DeltaStream, delta},
+    proto::worker::{self, Delta, FinishReason, GenerateRequest, Sampling},
+    telemetry::Telemetry,
+};
+use stator_sim::{Handle, Sim};
+use stator_worker::{
+    Config, Worker,
+    cli::{DiscoveryBackend, EngineKind},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+};
+
+/// A worker that serves, and everything that a test does with it.
+struct Cluster {
+    address: String,
+    system: String,
+    engine_port: u16,
+    model: tempfile::TempDir,
+    watch: Watch,
+    trigger: Trigger,
+    served: JoinHandle<anyhow::Result<()>>,
+}
+
+fn config(model: &Path, engine_port: u16) -> Config {
+    Config {
+        model: model.display().to_string(),
+        served_model_name: vec!["m".to_owned(), "alias".to_owned()],
+        discovery_backend: DiscoveryBackend::Mem,
+        system_port: 0,
+        engine: Some(EngineKind::Attach),
+        engine_attach: Some(format!("tcp://127.0.0.1:{engine_port}")),
+        run_dir: Some(model.join("run")),
+        ..Config::default()
+    }
+}
+
+fn model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let json = r#"{"vocab_size": 1000, "max_position_embeddings": 4096}"#;
+    std::fs::write(folder.path().join("config.json"), json).expect("write");
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("write");
+    folder
+}
+
+/// Ports in a row that nobody listens on.
+fn free_ports(count: u16) -> u16 {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let port = first.local_addr().expect("address").port();
+        let rest = (1..count).all(|n| TcpListener::bind(("127.0.0.1", port + n)).is_ok());
+        if rest {
+            return port;
+        }
+    }
+}
+
+impl Cluster {
+    async fn start(change: impl FnOnce(&mut Config)) -> Self {
+        let model = model();
+        let engine_port = free_ports(4);
+        let mut config = config(model.path(), engine_port);
+        change(&mut config);
+        let mem = Mem::default();
+        let watch = mem.watch().await.expect("watch");
+        let discovery = std::sync::Arc::new(mem);
+        let worker = Worker::bind_in(config, Role::Agg, Telemetry::detached(), discovery)
+            .await
+            .expect("bind");
+        let (address, system) = (worker.addr(), worker.system_addr().expect("system routes"));
+        let (trigger, drain) = drain::channel();
+        Self {
+            address: address.to_string(),
+            system: system.to_string(),
+            engine_port,
+            model,
+            watch,
+            trigger,
+            served: tokio::spawn(worker.serve(drain)),
+        }
+    }
+
+    /// Starts an engine for a rank.
+    fn engine(&self, rank: u16, flags: &str) -> Handle {
+        let port = (self.engine_port + rank).to_string();
+        let model = self.model.path().display().to_string();
+        let args = [
+            "serve",
+            &model,
+            "--headless",
+            "--data-parallel-rpc-port",
+            &port,
+        ]
+        .into_iter()
+        .chain(flags.split_whitespace())
+        .map(str::to_owned);
+        let configs = stator_sim::cli::parse(args)
+            .expect("flags")
+            .expect("no help");
+        Sim::spawn(configs.into_iter().next().expect("one engine"))
+    }
+
+    async fn card(&mut self) -> Card {
+        match self.watch.next().await {
+            Some(Event::Put(card)) => *card,
+            other => panic!("expected a worker, got {other:?}"),
+        }
+    }
+
+    async fn client(&self) -> Client {
+        let client = Client::connect(&self.address, ClientConfig::default());
+        client.ready().await.expect("connect");
+        client
+    }
+
+    /// Asks a system route; returns status and body.
+    async fn get(&self, path: &str) -> (u16, String) {
+        let mut socket = TcpStream::connect(&self.system).await.expect("connect");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.expect("ask");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.expect("read");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let status = head.split(' ').nth(1).expect("a status");
+        (status.parse().expect("a number"), body.to_owned())
+    }
+
+    async fn until_requests(&self, count: usize) {
+        let wanted = format!("\"requests\":{count},");
+        while !self.get("/status").await.1.contains(&wanted) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn request(prompt: std::ops::Range<u32>, max_tokens: u32) -> GenerateRequest {
+    let prompt: Vec<u8> = prompt.flat_map(u32::to_le_bytes).collect();
+    GenerateRequest {
+        request_id: "test".to_owned(),
+        prompt_tokens: prompt.into(),
+        sampling: Some(Sampling {
+            max_tokens,
+            ..Sampling::default()
+        }),
+        ..GenerateRequest::default()
+    }
+}
+
+async fn read_to_end(mut stream: DeltaStream) -> Delta {
+    let mut all = Delta::default();
+    while let Some(delta) = stream.next().await {
+        delta::merge(&mut all, delta);
+    }
+    all
+}
+
+async fn outcome(client: &Client, request: &GenerateRequest) -> Delta {
+    read_to_end(client.generate(request).expect("submit")).await
+}
+
+fn code(delta: &Delta) -> worker::Code {
+    delta.error.as_ref().expect("an error").code()
+}
+
+#[tokio::test]
+async fn what_the_engine_generates_reaches_every_processor() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    assert_eq!(cluster.get("/health").await.0, 503);
+    assert_eq!(cluster.get("/live").await.0, 200);
+    // Early processors are told to wait.
+    let early = cluster.client().await;
+    assert_eq!(
+        code(&outcome(&early, &request(1..9, 4)).await),
+        worker::Code::Unavailable
+    );
+
+    let _engine = cluster.engine(0, "--sim-speedup 0 --block-size 32 --max-logprobs 7");
+    let card = cluster.card().await;
+    assert_eq!(card.address, cluster.address);
+    assert_eq!(card.model.names, ["m", "alias"]);
+    assert_eq!((card.model.vocab_size, card.model.block_size), (1000, 32));
+    let tokenizer = &card.model.files["tokenizer.json"];
+    assert_eq!(
+        &early.blob(&tokenizer.hash).await.expect("a file")[..],
+        b"{}"
+    );
+    assert_eq!(cluster.get("/health").await.0, 200);
+
+    let late = cluster.client().await;
+    let first = outcome(&early, &request(1..200, 50)).await;
+    assert_eq!(
+        (first.tokens.len(), first.finish()),
+        (50, FinishReason::Length)
+    );
+    let streams: Vec<DeltaStream> = [&early, &late]
+        .into_iter()
+        .flat_map(|client| (0..50).map(|_| client.generate(&request(1..200, 50)).expect("submit")))
+        .collect();
+    for stream in streams {
+        let delta = read_to_end(stream).await;
+        assert_eq!(delta.tokens, first.tokens);
+        assert_eq!(delta.cached_tokens, Some(192));
+    }
+    let (_, status) = cluster.get("/status").await;
+    assert!(status.contains("\"state\":\"ready\""), "{status}");
+    assert!(status.contains("\"generated_tokens\":5050"), "{status}");
+}
+
+#[tokio::test]
+async fn what_a_client_gives_up_is_aborted_in_the_engine() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let _engine = cluster.engine(0, "");
+    cluster.card().await;
+    let client = cluster.client().await;
+    let mut dropped = client.generate(&request(1..9, 4000)).expect("submit");
+    dropped.next().await.expect("a first delta");
+    cluster.until_requests(1).await;
+    drop(dropped);
+    cluster.until_requests(0).await;
+
+    // A lost processor gives up everything at once.
+    let streams: Vec<DeltaStream> = (0..10)
+        .map(|_| client.generate(&request(1..9, 4000)).expect("submit"))
+        .collect();
+    cluster.until_requests(10).await;
+    let watcher = cluster.client().await;
+    drop(client);
+    cluster.until_requests(0).await;
+    drop(streams);
+    // The engine itself says that nothing runs in it any more.
+    outcome(&watcher, &request(1..9, 1)).await;
+    while watcher.load().running > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_dies_takes_its_streams_along_and_the_next_one_is_welcome() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let dying = cluster.engine(0, "--sim-die-after-steps 20");
+    let card = cluster.card().await;
+    let client = cluster.client().await;
+    let cut = outcome(&client, &request(1..9, 4000)).await;
+    assert_eq!(code(&cut), worker::Code::EngineDead);
+    assert!(!cut.tokens.is_empty());
+    assert_eq!(
+        cluster.watch.next().await,
+        Some(Event::Gone(card.worker.clone()))
+    );
+    drop(dying);
+
+    let _next = cluster.engine(0, "--sim-speedup 0");
+    assert_eq!(cluster.card().await, card);
+    let whole = outcome(&client, &request(1..9, 20)).await;
+    assert_eq!(whole.tokens.len(), 20);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_request_with_its_own_code() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let _engine = cluster.engine(0, "");
+    cluster.card().await;
+    let client = cluster.client().await;
+    let mut slow = request(1..9, 4000);
+    slow.deadline_ms = Some(30);
+    let late = outcome(&client, &slow).await;
+    assert_eq!(code(&late), worker::Code::DeadlineExceeded);
+    cluster.until_requests(0).await;
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let _engine = cluster.engine(0, "--sim-speedup 10");
+    let card = cluster.card().await;
+    let client = cluster.client().await;
+    let running = client.generate(&request(1..9, 300)).expect("submit");
+    cluster.until_requests(1).await;
+    cluster.trigger.drain();
+    assert_eq!(cluster.watch.next().await, Some(Event::Gone(card.worker)));
+    // One that has not heard of it yet is refused all the same.
+    match client.generate(&request(1..9, 4)) {
+        Ok(stream) => assert_eq!(code(&read_to_end(stream).await), worker::Code::Draining),
+        Err(error) => assert_eq!(error.code(), Code::Draining),
+    }
+    let whole = read_to_end(running).await;
+    assert_eq!(
+        (whole.tokens.len(), whole.finish()),
+        (300, FinishReason::Length)
+    );
+    cluster
+        .served
+        .await
+        .expect("no panic")
+        .expect("a clean end");
+}
+
+#[tokio::test]
+async fn what_outlives_the_grace_period_may_go_on_elsewhere() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let _engine = cluster.engine(0, "");
+    cluster.card().await;
+    let client = cluster.client().await;
+    let running = client.generate(&request(1..9, 4000)).expect("submit");
+    cluster.until_requests(1).await;
+    cluster.trigger.drain();
+    cluster.trigger.abort();
+    let cut = read_to_end(running).await;
+    assert_eq!(code(&cut), worker::Code::Draining);
+    assert!(Code::from(code(&cut)).is_retryable());
+    cluster
+        .served
+        .await
+        .expect("no panic")
+        .expect("a clean end");
+}
+
+#[tokio::test]
+async fn every_rank_is_a_target_of_its_own() {
+    let mut cluster = Cluster::start(|config| config.data_parallel_size = 2).await;
+    let _engines = [cluster.engine(0, ""), cluster.engine(1, "")];
+    let card = cluster.card().await;
+    assert_eq!(card.model.dp_size, 2);
+    let client = cluster.client().await;
+    for rank in [0, 1] {
+        let mut to_rank = request(1..100, 2);
+        to_rank.dp_rank = Some(rank);
+        // Each rank has a prefix cache of its own: the first request finds nothing in it.
+        assert_eq!(outcome(&client, &to_rank).await.cached_tokens, Some(0));
+    }
+    let mut nowhere = request(1..9, 2);
+    nowhere.dp_rank = Some(2);
+    let refused = outcome(&client, &nowhere).await;
+    assert_eq!(code(&refused), worker::Code::InvalidRequest);
+    assert_eq!(refused.error.expect("an error").field, "dp_rank");
+    // Without a rank, requests spread.
+    let _streams: Vec<DeltaStream> = (0..4)
+        .map(|_| client.generate(&request(1..9, 4000)).expect("submit"))
+        .collect();
+    while client.load().running < 4 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_engine_would_not_survive_is_refused_and_it_goes_on() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let _engine = cluster.engine(0, "--sim-speedup 0");
+    cluster.card().await;
+    let client = cluster.client().await;
+    let mut hot = request(1..9, 4);
+    hot.sampling.as_mut().expect("set").temperature = Some(-1.0);
+    let mut torn = request(1..9, 4);
+    torn.prompt_tokens = vec![1, 2, 3].into();
+    let mut bare = request(1..9, 4);
+    bare.sampling = None;
+    for (bad, field) in [
+        (request(1..1, 4), "prompt"),
+        (request(999..1001, 4), "prompt"),
+        (hot, "temperature"),
+        (torn, "prompt_tokens"),
+        (bare, "sampling"),
+    ] {
+        let error = outcome(&client, &bad).await.error.expect("an error");
+        assert_eq!(error.code(), worker::Code::InvalidRequest);
+        assert_eq!(error.field, field);
+    }
+    assert_eq!(outcome(&client, &request(1..9, 4)).await.tokens.len(), 4);
+}
+
+#[tokio::test]
+async fn a_listener_beyond_loopback_needs_a_token() {
+    let model = model();
+    let open = |token: bool| {
+        let mut config = config(model.path(), free_ports(1));
+        config.host = "0.0.0.0".to_owned();
+        config.plane_token = token.then(|| stator_worker::config::Secret("secret".to_owned()));
+        let discovery = std::sync::Arc::new(Mem::default());
+        Worker::bind_in(config, Role::Agg, Telemetry::detached(), discovery)
+    };
+    let error = open(false).await.err().expect("refused").to_string();
+    assert!(error.contains("--plane-token-file"), "{error}");
+    open(true).await.expect("bound");
+}
