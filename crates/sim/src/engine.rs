@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::model::Chain;
 use crate::publisher::Publisher;
 use crate::request::{Request, Transfer};
-use crate::scheduler::{Aborted, Finish, Output, Plan, Scheduler, Serial};
+use crate::scheduler::{Aborted, Finish, Output, Plan, Refusal, Scheduler, Serial};
 use crate::sim::Exit;
 use crate::transfer::{self, Side};
 use crate::utilities::Utilities;
@@ -24,6 +24,13 @@ use crate::wire::requests::{self, Add};
 
 /// How far a step may lag behind its time before the clock starts anew.
 const LAG: Duration = Duration::from_millis(100);
+
+/// What a request is told while generation is paused.
+const PAUSED: Refusal = Refusal {
+    code: "engine_paused",
+    message: "Generation is paused. Please retry after it resumes.",
+    retryable: true,
+};
 
 /// What happens to an engine.
 #[derive(Debug)]
@@ -325,6 +332,13 @@ impl Engine {
         }
         if let Some(token) = request.prompt.iter().find(|&&token| token >= limits.vocab) {
             return Err(Stop::Dead(format!("request {id} has token {token}")));
+        }
+        if self.utilities.turns_away && !request.abort_immediately {
+            self.say_ended(vec![Output {
+                refusal: Some(PAUSED),
+                ..Output::ended(id, request.client, Finish::Error)
+            }]);
+            return Ok(());
         }
         let fetch = match &request.transfer {
             Transfer::Fetch(params) => self.config.connector.clone().zip(Some(params.clone())),

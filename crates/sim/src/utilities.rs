@@ -20,6 +20,8 @@ pub struct Utilities {
     max_loras: usize,
     loras: BTreeMap<u64, String>,
     asleep: bool,
+    /// Whether a pause turns new requests away instead of keeping them (0.33's `pause_generation`).
+    pub(crate) turns_away: bool,
     pub(crate) weight_version: String,
     /// Calls that are answered once nothing runs.
     waiting: Vec<Waiting>,
@@ -47,6 +49,7 @@ impl Utilities {
             max_loras: config.max_loras,
             loras: BTreeMap::new(),
             asleep: false,
+            turns_away: false,
             weight_version: "default".into(),
             waiting: Vec::new(),
         }
@@ -134,11 +137,18 @@ impl Utilities {
             "reset_mm_cache" | "reset_encoder_cache" | "execute_dummy_batch" | "profile" => {
                 now(Value::Nil)
             }
-            "pause_scheduler" | "pause_generation" => {
+            "pause_scheduler" => {
                 let clear_cache = flag(1).unwrap_or(true);
                 self.pause(call, call.args.first(), clear_cache, false, scheduler)
             }
+            "pause_generation" if self.wire == WireVersion::V0_33 => {
+                let clear_cache = flag(1).unwrap_or(true);
+                let reply = self.pause(call, call.args.first(), clear_cache, false, scheduler)?;
+                self.turns_away = scheduler.pause() == Pause::New;
+                Ok(reply)
+            }
             "resume_scheduler" => {
+                self.turns_away = false;
                 scheduler.set_pause(Pause::Running);
                 now(Value::Nil)
             }
@@ -153,6 +163,7 @@ impl Utilities {
                     tags.is_some_and(|tags| tags.iter().all(|t| t.as_str() == Some("scheduling")));
                 self.asleep &= only_scheduling;
                 if !self.asleep {
+                    self.turns_away = false;
                     scheduler.set_pause(Pause::Running);
                 }
                 now(match self.wire {

@@ -182,6 +182,25 @@ async fn a_paused_engine_keeps_what_waits_and_resumes_it() {
 }
 
 #[tokio::test]
+async fn a_paused_generation_turns_requests_away_since_0_33() {
+    let (mut frontend, _engine) = start("").await;
+    frontend.call("pause_generation", vec![]).await.unwrap();
+    frontend.add("a", &[10], 3, &[]).await;
+    let answer = frontend.finish("a").await;
+    assert_eq!(answer.finish, Some(3));
+    let error = &answer.outputs[0].0[18];
+    assert_eq!(error.get("code"), Some(&"engine_paused".into()));
+    assert_eq!(error.get("retryable"), Some(&Value::Bool(true)));
+    frontend.call("resume_scheduler", vec![]).await.unwrap();
+    frontend.add("b", &[10], 3, &[]).await;
+    assert_eq!(frontend.finish("b").await.tokens, expected(&[10], 3));
+
+    let (mut frontend, _engine) =
+        start_with("", |config| with_wire(config, WireVersion::V0_32)).await;
+    assert!(frontend.call("pause_generation", vec![]).await.is_err());
+}
+
+#[tokio::test]
 async fn what_kills_a_real_engine_kills_this_one() {
     let long = vec![10; 513];
     for (name, prompt) in [

@@ -15,7 +15,7 @@ mod step;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-pub use state::{Event, EventKind, Finish, KvHandle, Output, PrefillStats, Stats};
+pub use state::{Event, EventKind, Finish, KvHandle, Output, PrefillStats, Refusal, Stats};
 use state::{State, Status};
 pub use step::Plan;
 

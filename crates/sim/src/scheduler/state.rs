@@ -53,6 +53,14 @@ pub struct KvHandle {
     pub cached: usize,
 }
 
+/// Why an engine refuses a request, since 0.33.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: &'static str,
+    pub message: &'static str,
+    pub retryable: bool,
+}
+
 /// What one step brings one request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
@@ -69,6 +77,7 @@ pub struct Output {
     pub events: Vec<Event>,
     pub kv: Option<KvHandle>,
     pub prefill: Option<PrefillStats>,
+    pub refusal: Option<Refusal>,
 }
 
 impl Output {
@@ -86,6 +95,7 @@ impl Output {
             events: Vec::new(),
             kv: None,
             prefill: None,
+            refusal: None,
         }
     }
 }

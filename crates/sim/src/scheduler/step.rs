@@ -278,6 +278,7 @@ impl Scheduler {
                 events: state.take_events(),
                 kv: None,
                 prefill: if first { state.prefill } else { None },
+                refusal: None,
             };
             if finish.is_some() {
                 output.kv = self.end(serial);

@@ -125,8 +125,19 @@ impl Layout {
         }
         msgpack::nil(out); // routed_experts
         msgpack::uint(out, 0); // num_nans_in_logits
-        // Everything that later versions appended is absent here.
-        msgpack::nils(out, self.version.output_fields() - 14);
+        match (self.version, &output.refusal) {
+            (WireVersion::V0_33, Some(refusal)) => {
+                msgpack::nils(out, 4);
+                Value::map([
+                    ("code", refusal.code.into()),
+                    ("message", refusal.message.into()),
+                    ("retryable", refusal.retryable.into()),
+                ])
+                .write(out);
+            }
+            // Everything that later versions appended is absent.
+            (version, _) => msgpack::nils(out, version.output_fields() - 14),
+        }
         self.extra(out);
     }
 
