@@ -445,7 +445,7 @@ def assert_equal_answers(case: Case, body: Body, reference: Api, candidate: Api)
     """Sends a body to both servers, one after the other; fails with the first difference."""
     expected = reference.post(case.path, body)
     actual = candidate.post(case.path, body)
-    difference = first_difference(expected, actual)
+    difference = first_difference(body, expected, actual)
     if difference is None and case.is_refused != (expected.status != 200):
         difference = f"the case expects a refusal: {case.is_refused}, got {expected.status} {expected.text[:400]}"
     if difference is not None:
