@@ -54,6 +54,9 @@ pub enum TensorError {
     Shapes,
 }
 
+/// The byte that most fields of most outputs are.
+const NIL: u8 = 0xc0;
+
 /// A cursor over one frame.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
@@ -131,9 +134,14 @@ impl<'a> Reader<'a> {
     /// Consumes a nil if one is next.
     #[inline]
     pub(crate) fn nil(&mut self) -> Result<bool, WireError> {
-        let nil = self.peek()? == Marker::Null;
-        self.at += usize::from(nil);
-        Ok(nil)
+        match self.bytes.get(self.at) {
+            Some(byte) => {
+                let nil = *byte == NIL;
+                self.at += usize::from(nil);
+                Ok(nil)
+            }
+            None => Err(WireError::Truncated { at: self.at }),
+        }
     }
 
     /// Reads an array's length. Each element takes a byte at least, so a length beyond the
@@ -201,9 +209,28 @@ impl<'a> Reader<'a> {
         T::try_from(self.int()?).map_err(|_| WireError::Range { at, expected })
     }
 
+    /// Reads an unsigned 32-bit integer: the short forms, which token ids have, without a detour.
     #[inline]
     pub(crate) fn u32(&mut self) -> Result<u32, WireError> {
-        self.number("an unsigned 32-bit integer")
+        match &self.bytes[self.at..] {
+            [value @ 0..0x80, ..] => {
+                self.at += 1;
+                Ok(u32::from(*value))
+            }
+            [0xcc, value, ..] => {
+                self.at += 2;
+                Ok(u32::from(*value))
+            }
+            [0xcd, a, b, ..] => {
+                self.at += 3;
+                Ok(u32::from(u16::from_be_bytes([*a, *b])))
+            }
+            [0xce, a, b, c, d, ..] => {
+                self.at += 5;
+                Ok(u32::from_be_bytes([*a, *b, *c, *d]))
+            }
+            _ => self.number("an unsigned 32-bit integer"),
+        }
     }
 
     /// Reads a float; an integer is taken as one, as msgspec does.

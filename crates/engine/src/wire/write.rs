@@ -56,10 +56,17 @@ impl Writer {
         self.bytes.extend_from_slice(value);
     }
 
+    /// Writes token ids, by hand: a prompt has up to a million.
     pub(crate) fn ids(&mut self, ids: impl ExactSizeIterator<Item = u32>) {
         self.array(ids.len());
         for id in ids {
-            self.uint(u64::from(id));
+            let [a, b, c, d] = id.to_be_bytes();
+            match id {
+                0..0x80 => self.bytes.push(d),
+                0x80..0x100 => self.bytes.extend_from_slice(&[0xcc, d]),
+                0x100..0x1_0000 => self.bytes.extend_from_slice(&[0xcd, c, d]),
+                _ => self.bytes.extend_from_slice(&[0xce, a, b, c, d]),
+            }
         }
     }
 
