@@ -179,8 +179,8 @@ pub struct Settings {
     #[arg(long, alias = "file-kv", value_name = "DIR", help_heading = "Workers")]
     discovery_path: Option<PathBuf>,
 
-    /// How a worker is chosen for a request [default: round-robin].
-    #[arg(long, alias = "router", value_name = "MODE", help_heading = "Workers")]
+    /// How a worker is chosen for a request: round-robin, random or least-loaded [default: round-robin].
+    #[arg(long, alias = "router", value_name = "MODE", value_parser = router_mode, help_heading = "Workers")]
     router_mode: Option<RouterMode>,
 
     /// Name of the field that carries a reasoning model's thoughts [default: reasoning_content].
@@ -225,7 +225,11 @@ pub(super) fn from_environment(
             .find(|v| !v.is_empty());
         arguments.extend(value.map(|value| format!("--{flag}={value}")));
     }
-    let cli = Cli::try_parse_from(arguments).map_err(ConfigError::Environment)?;
+    let cli = Cli::try_parse_from(arguments).map_err(|error| {
+        let message = error.to_string();
+        let first = message.lines().next().unwrap_or_default();
+        ConfigError::Environment(first.trim_start_matches("error: ").to_owned())
+    })?;
     Ok(cli.settings)
 }
 
@@ -247,4 +251,13 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
         Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
     }
+}
+
+fn router_mode(text: &str) -> Result<RouterMode, String> {
+    <RouterMode as clap::ValueEnum>::from_str(text, false).map_err(|_| match text {
+        "kv" | "approx" | "direct" => {
+            format!("routing by '{text}' is not there yet: use round-robin, random or least-loaded")
+        }
+        _ => "expected round-robin, random or least-loaded".to_owned(),
+    })
 }

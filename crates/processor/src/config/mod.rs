@@ -190,7 +190,7 @@ pub enum ConfigError {
     },
     /// An environment variable holds a value that its flag would refuse.
     #[error("from the environment: {0}")]
-    Environment(clap::Error),
+    Environment(String),
     /// A key is unknown or its value has the wrong type.
     #[error("configuration: {0}")]
     Value(toml::de::Error),
@@ -348,6 +348,13 @@ mod tests {
             error.contains("best") && error.contains("--router-mode"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn routing_that_is_not_there_yet_is_refused_in_words() {
+        let parsed = Cli::try_parse_from(["stator-processor", "--router-mode", "kv"]);
+        let error = parsed.unwrap_err().to_string();
+        assert!(error.contains("not there yet"), "{error}");
     }
 
     #[test]
