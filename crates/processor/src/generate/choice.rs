@@ -68,6 +68,8 @@ pub(crate) enum Stop {
 pub(crate) struct Choice {
     source: Source,
     text: OutputText,
+    /// The field that asked for a form of answer, until the first token shows that the engine knows it.
+    constraint: Option<&'static str>,
 }
 
 enum Source {
@@ -79,11 +81,19 @@ enum Source {
 
 impl Choice {
     /// Begins a choice; nothing is sent before it is polled.
-    pub(crate) fn new(model: Arc<Model>, request: GenerateRequest, text: OutputText) -> Self {
+    ///
+    /// - `constraint`: the field that asks for a form of answer, where one does.
+    pub(crate) fn new(
+        model: Arc<Model>,
+        request: GenerateRequest,
+        text: OutputText,
+        constraint: Option<&'static str>,
+    ) -> Self {
         let attempt = async move { model.dispatch(&request).await };
         Self {
             source: Source::Starting(Box::pin(attempt)),
             text,
+            constraint,
         }
     }
 
@@ -95,7 +105,7 @@ impl Choice {
         if let Source::Starting(attempt) = &mut self.source {
             match ready!(attempt.as_mut().poll(cx)) {
                 Ok(attempt) => self.source = Source::Running(Box::new(attempt)),
-                Err(error) => return Poll::Ready(Err(error.into())),
+                Err(error) => return Poll::Ready(Err(self.blame(error.into()))),
             }
         }
         let Source::Running(attempt) = &mut self.source else {
@@ -103,6 +113,18 @@ impl Choice {
         };
         let lost = || ApiError::new(Code::Disconnected, "the worker ended the stream too early");
         Poll::Ready(ready!(attempt.poll_next(cx)).ok_or_else(lost))
+    }
+
+    /// An engine fails before the first token for hardly any other reason than a grammar that it cannot
+    /// compile, which it only logs.
+    fn blame(&self, error: ApiError) -> ApiError {
+        match self.constraint {
+            Some(field) if error.code() == Code::Internal => {
+                let message = format!("{field}: the engine cannot compile this constraint");
+                ApiError::invalid(field, message)
+            }
+            _ => error,
+        }
     }
 
     /// Turns a delta into a piece and appends its text to `out`.
@@ -117,9 +139,10 @@ impl Choice {
             FinishReason::Error => {
                 let unknown =
                     || ApiError::new(Code::Internal, "the engine failed without a reason");
-                return Err(delta.error.map_or_else(unknown, ApiError::from));
+                return Err(self.blame(delta.error.map_or_else(unknown, ApiError::from)));
             }
         };
+        self.constraint = None;
         let mut piece = Piece {
             tokens: delta.tokens,
             logprobs: delta.logprobs,

@@ -15,6 +15,7 @@ use super::json;
 use super::prompt::Prompt;
 use super::request::{Int, Shared};
 use super::sampling::{self, Limits};
+use super::structured;
 use crate::App;
 use crate::generate::Choice;
 use crate::models::Model;
@@ -160,6 +161,8 @@ pub(crate) struct Common {
     stop: Vec<String>,
     include_stop: bool,
     detokenize: DetokenizeOptions,
+    /// The field that a constraint came from, if there is one.
+    constraint: &'static str,
 }
 
 impl Common {
@@ -188,6 +191,7 @@ impl Common {
                 ))
             });
         Ok(Self {
+            constraint: structured::field(shared),
             request_id: head.id.clone(),
             n: sampling::choices(shared)?,
             priority,
@@ -247,11 +251,12 @@ impl Common {
             let stop = StopStrings::new(self.stop.clone(), self.include_stop, min_tokens)
                 .map_err(|error| ApiError::invalid("stop", error.to_string()))?;
             let detokenizer = tokenizer.detokenizer(&prompt.tokens, self.detokenize);
-            Ok(Choice::new(
-                Arc::clone(model),
-                request,
-                OutputText::new(detokenizer, stop),
-            ))
+            let constraint = sampling
+                .structured_outputs
+                .as_ref()
+                .map(|_| self.constraint);
+            let text = OutputText::new(detokenizer, stop);
+            Ok(Choice::new(Arc::clone(model), request, text, constraint))
         };
         (0..self.n).map(choice).collect()
     }

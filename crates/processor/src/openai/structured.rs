@@ -103,6 +103,19 @@ pub(crate) fn constraint(shared: &Shared) -> Result<Option<StructuredOutputs>, A
     }))
 }
 
+/// Returns the field that a constraint came from, to be named when the engine cannot compile it.
+pub(crate) fn field(shared: &Shared) -> &'static str {
+    match &shared.response_format {
+        Some(format) if *format != ResponseFormat::Text => "response_format",
+        _ if shared.structured_outputs.is_some() => "structured_outputs",
+        _ if shared.guided_json.is_some() => "guided_json",
+        _ if shared.guided_regex.is_some() => "guided_regex",
+        _ if shared.guided_choice.is_some() => "guided_choice",
+        _ if shared.guided_grammar.is_some() => "guided_grammar",
+        _ => "tools",
+    }
+}
+
 /// The constraint found so far, with the field that it came from.
 #[derive(Default)]
 struct Found(Option<(&'static str, Constraint)>);

@@ -131,9 +131,11 @@ impl Format for Stream {
             }
             None => json::raw(out, ",\"finish_reason\":null,\"stop_reason\":null"),
         }
-        if self.answer.return_token_ids {
+        if first && (self.answer.return_token_ids || self.answer.echo != Echo::No) {
             json::raw(out, ",\"prompt_token_ids\":");
-            json::write(out, &first.then_some(&prompt.tokens));
+            json::write(out, &prompt.tokens);
+        }
+        if self.answer.return_token_ids {
             json::raw(out, ",\"token_ids\":");
             json::write(out, &piece.tokens);
         }
