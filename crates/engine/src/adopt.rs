@@ -22,6 +22,8 @@ use crate::{
     wire::{self, Codec},
 };
 
+/// An engine that is there dials in within its redial interval; one that has not by now is gone.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// How often sending is tried until the engine is connected. It redials every 100 ms.
 const TRY_EVERY: Duration = Duration::from_millis(5);
 /// Does nothing, and is answered.
@@ -68,8 +70,9 @@ pub(crate) async fn adopt(
     let mut tries = interval(TRY_EVERY);
     tries.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(ended);
-    let until = sleep(patience);
-    tokio::pin!(until);
+    let connect_within = CONNECT_WITHIN.min(patience);
+    let (until, unconnected) = (sleep(patience), sleep(connect_within));
+    tokio::pin!(until, unconnected);
     loop {
         tokio::select! {
             frames = wires.outputs.recv() => {
@@ -99,10 +102,8 @@ pub(crate) async fn adopt(
                 asked = sender.send(wire::UTILITY, payload).is_ok();
             }
             () = &mut ended => return Err(NotAdopted::Ended),
-            () = &mut until => return Err(match asked {
-                true => NotAdopted::NoAnswer(patience),
-                false => NotAdopted::NotConnected(patience),
-            }),
+            () = &mut unconnected, if !asked => return Err(NotAdopted::NotConnected(connect_within)),
+            () = &mut until => return Err(NotAdopted::NoAnswer(patience)),
         }
     }
     info!(

@@ -6,7 +6,7 @@
 
 use std::{
     convert::Infallible,
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     path::Path,
     time::Duration,
@@ -23,8 +23,13 @@ const MAX_BYTES: u64 = 64 << 20;
 /// A line longer than this is cut (vLLM prints its whole configuration as one line of about 5 kB).
 const MAX_LINE: usize = 16 << 10;
 
-/// Opens a log for an engine to append to; `stdout` and `stderr` of one process share it.
+/// Opens a log for an engine to append to; `stdout` and `stderr` of one process share it. The log of
+/// the engine before, which may say why that one ended, is kept beside it.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
+    match fs::rename(path, path.with_extension("log.1")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     File::create(path)?;
     OpenOptions::new().append(true).open(path)
 }

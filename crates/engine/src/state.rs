@@ -78,6 +78,9 @@ pub enum DeadReason {
         /// Seconds since its last sign of life.
         seconds: u64,
     },
+    /// The task that takes its outputs ended: a defect on our side.
+    #[error("nobody takes the engine's outputs any more")]
+    Unattended,
     /// We ended it.
     #[error("the engine was shut down")]
     ShutDown,

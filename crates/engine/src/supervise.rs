@@ -113,6 +113,8 @@ impl Supervisor {
         loop {
             tokio::select! {
                 status = ended(&mut self.local) => return DeadReason::Exited { status, log: None },
+                // The sink panicked; nobody takes outputs any more.
+                () = self.control.closed() => return DeadReason::Unattended,
                 Some(()) = self.obituary.recv() => return DeadReason::Reported { log: None },
                 () = stopped(&mut self.stop) => return DeadReason::ShutDown,
                 Some(event) = self.events.next() => match event {
@@ -171,6 +173,16 @@ struct Asked {
     answer: oneshot::Receiver<Answer>,
 }
 
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Ask,
+    /// The question may queue behind a long step.
+    Wait,
+    Dead {
+        silence: Duration,
+    },
+}
+
 impl Probe {
     fn new(waits: &Waits) -> Self {
         let now = Instant::now();
@@ -183,22 +195,37 @@ impl Probe {
         }
     }
 
+    /// Judges by what has been heard since the last question.
+    fn judge(&mut self, now: Instant, heard: u64) -> Verdict {
+        if heard != self.heard.1 {
+            self.heard = (now, heard);
+        }
+        let Some(asked) = &mut self.asked else {
+            return Verdict::Ask;
+        };
+        if !matches!(asked.answer.try_recv(), Err(TryRecvError::Empty)) {
+            return Verdict::Ask;
+        }
+        let waited = now - asked.at;
+        let silent = now - asked.at.max(self.heard.0);
+        let deaf = waited >= DEAF_AFTER && heard - asked.heard >= DEAF_MESSAGES;
+        if deaf || silent >= self.deadline {
+            Verdict::Dead { silence: waited }
+        } else {
+            Verdict::Wait
+        }
+    }
+
     /// Looks at the last question, and asks the next one; returns how long the engine has been silent
     /// if that is too long.
     fn tick(&mut self, shared: &Shared) -> Option<Duration> {
         let now = Instant::now();
         self.next = now + self.interval;
         let heard = shared.heard.count();
-        if heard != self.heard.1 {
-            self.heard = (now, heard);
-        }
-        if let Some(asked) = &mut self.asked
-            && matches!(asked.answer.try_recv(), Err(TryRecvError::Empty))
-        {
-            let waited = now - asked.at;
-            let silent = now - asked.at.max(self.heard.0);
-            let deaf = waited >= DEAF_AFTER && heard - asked.heard >= DEAF_MESSAGES;
-            return (deaf || silent >= self.deadline).then_some(waited);
+        match self.judge(now, heard) {
+            Verdict::Ask => {}
+            Verdict::Wait => return None,
+            Verdict::Dead { silence } => return Some(silence),
         }
         let call = shared.utilities.open()?;
         let payload = shared
@@ -212,5 +239,57 @@ impl Probe {
             });
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(at: Instant) -> (Probe, oneshot::Sender<Answer>) {
+        let (sender, answer) = oneshot::channel();
+        let waits = Waits {
+            probe_deadline: Duration::from_secs(180),
+            ..Waits::default()
+        };
+        let mut probe = Probe::new(&waits);
+        probe.asked = Some(Asked {
+            at,
+            heard: 0,
+            answer,
+        });
+        (probe, sender)
+    }
+
+    #[tokio::test]
+    async fn a_long_step_is_waited_out_and_silence_beyond_the_deadline_is_death() {
+        let start = Instant::now();
+        let (mut probe, _engine) = asked(start);
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(probe.judge(after(179), 0), Verdict::Wait);
+        // One message, and the patience begins anew.
+        assert_eq!(probe.judge(after(200), 1), Verdict::Wait);
+        assert_eq!(probe.judge(after(379), 1), Verdict::Wait);
+        let silence = Duration::from_secs(380);
+        assert_eq!(probe.judge(after(380), 1), Verdict::Dead { silence });
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_talks_but_never_listens_is_dead() {
+        let start = Instant::now();
+        let (mut probe, _engine) = asked(start);
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(probe.judge(after(29), 5000), Verdict::Wait);
+        let silence = Duration::from_secs(31);
+        assert_eq!(probe.judge(after(31), 5001), Verdict::Dead { silence });
+    }
+
+    #[tokio::test]
+    async fn an_answered_question_is_followed_by_the_next() {
+        let (mut probe, engine) = asked(Instant::now());
+        engine
+            .send(Err("no such method".to_owned()))
+            .expect("it waits");
+        assert_eq!(probe.judge(Instant::now(), 1), Verdict::Ask);
     }
 }
