@@ -9,10 +9,11 @@ use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, Error, ErrorKind, Value as Jinja, context};
+use minijinja::{Environment, Error, ErrorKind, Value as Jinja, context, escape_formatter};
 use serde_json::{Map, Value};
 
-use super::{LocalTime, TemplateError, python_methods, tojson::tojson};
+use super::tojson::{python_float, tojson};
+use super::{LocalTime, TemplateError, python_methods};
 
 /// Instructions that one rendering may take. A conversation of a thousand messages takes about 100,000; this
 /// many take around a second.
@@ -31,6 +32,12 @@ pub(super) fn with_template(
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(python_methods::call);
+    environment.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
+        Ok(number) if value.is_number() && !value.is_integer() && number.is_finite() => {
+            Ok(out.write_str(&python_float(number))?)
+        }
+        _ => escape_formatter(out, state, value),
+    });
     environment.add_filter("tojson", tojson);
     environment.add_function(
         "raise_exception",

@@ -175,7 +175,7 @@ impl Writer {
 
 /// Writes a float as Python's `repr` does: the shortest digits that read back, with an exponent below 1e-4 and
 /// from 1e16.
-fn python_float(number: f64) -> String {
+pub(super) fn python_float(number: f64) -> String {
     if number.is_nan() {
         return "NaN".to_owned();
     }

@@ -4,6 +4,9 @@
 //! that vLLM's `--tool-call-parser` has, takes their `async` away (they never wait), and evens out where their
 //! results differ from vLLM's: the spacing of arguments, and line breaks around Hermes tags.
 
+mod at_end;
+mod hermes;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -13,8 +16,10 @@ use serde_json::Value;
 use stator_common::code::Code;
 use tool_parser::{ParserFactory, ToolParser as Inner};
 
-use crate::markers::Guard;
 use crate::python_json::PythonJson;
+
+use at_end::{AtEnd, Opens};
+use hermes::HermesLines;
 
 /// A format: vLLM's name, the parser crate's name, and whether the format is written in special tokens, which
 /// detokenization must then keep.
@@ -66,6 +71,9 @@ const FORMATS: &[Format] = &[
 /// The parser crate's name of the Hermes format.
 const HERMES: &str = "qwen";
 
+/// Characters that the parser crate gets at once.
+const SLICE: usize = 16;
+
 /// The random part of a call's id is 64 bits, as vLLM's (`utils/__init__.py::random_uuid`).
 type NewId<'a> = dyn FnMut() -> u64 + 'a;
 
@@ -100,6 +108,19 @@ pub struct ParsedDelta {
     pub text: String,
     /// Parts of calls.
     pub calls: Vec<ToolCallDelta>,
+}
+
+impl ParsedDelta {
+    /// Joins what follows each other in one call.
+    fn merge(&mut self) {
+        self.calls.dedup_by(|next, delta| {
+            let joined = next.index == delta.index && next.name.is_none();
+            if joined {
+                delta.arguments.push_str(&next.arguments);
+            }
+            joined
+        });
+    }
 }
 
 /// Why there is no parser.
@@ -141,6 +162,7 @@ pub struct ToolParser {
     inner: Box<dyn Inner>,
     tools: Vec<Tool>,
     hermes: Option<HermesLines>,
+    at_end: Option<AtEnd>,
     /// One per call of the stream.
     spacing: Vec<PythonJson>,
 }
@@ -184,11 +206,21 @@ impl ToolParser {
             })
             .collect::<Result<_, _>>()?;
         let hermes = (format.parser == HERMES).then(HermesLines::new);
+        let at_end = match format.parser {
+            "pythonic" => Some(Opens::WholeAnswer),
+            "deepseek" | "deepseek31" => Some(Opens::Marker("<｜tool▁calls▁begin｜>")),
+            "glm45_moe" | "glm47_moe" => Some(Opens::Marker("<tool_call>")),
+            "kimik2" => Some(Opens::Marker("<|tool_calls_section_begin|>")),
+            "step3" => Some(Opens::Marker("<｜tool_calls_begin｜>")),
+            _ => None,
+        };
+        let at_end = at_end.map(AtEnd::new);
         Ok(Self {
             format,
             inner,
             tools,
             hermes,
+            at_end,
             spacing: Vec::new(),
         })
     }
@@ -202,27 +234,44 @@ impl ToolParser {
     ///
     /// What the parser cannot make sense of gives nothing until [`Self::finish`].
     pub fn push(&mut self, text: &str, new_id: &mut NewId<'_>) -> ParsedDelta {
+        if let Some(at_end) = &mut self.at_end {
+            return ParsedDelta {
+                text: at_end.push(text),
+                calls: Vec::new(),
+            };
+        }
         let aligned = self.hermes.as_mut().map(|hermes| hermes.push(text));
         self.push_aligned(aligned.as_deref().unwrap_or(text), new_id)
     }
 
+    /// Feeds the parser in slices: it drops the text in front of a call that comes in one piece with it, and sees no
+    /// more than one step of a call per piece.
     fn push_aligned(&mut self, text: &str, new_id: &mut NewId<'_>) -> ParsedDelta {
-        if text.is_empty() {
-            return ParsedDelta::default();
+        let mut all = ParsedDelta::default();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let end = rest
+                .char_indices()
+                .nth(SLICE)
+                .map_or(rest.len(), |(end, _)| end);
+            let first = rest.chars().next().map_or(0, char::len_utf8);
+            // A slice ends before a marker that it does not begin with.
+            let marker = rest[first..end]
+                .find(['<', '[', '{', '}'])
+                .map_or(end, |at| first + at);
+            let (slice, next) = rest.split_at(marker.min(end));
+            rest = next;
+            let parsed = ready(self.inner.parse_incremental(slice, &self.tools));
+            if let Some(Ok(parsed)) = parsed {
+                all.text.push_str(&parsed.normal_text);
+                for item in parsed.calls {
+                    let delta = self.delta(item, new_id);
+                    all.calls.push(delta);
+                }
+            }
         }
-        let parsed = ready(self.inner.parse_incremental(text, &self.tools));
-        let Some(Ok(parsed)) = parsed else {
-            return ParsedDelta::default();
-        };
-        let calls = parsed
-            .calls
-            .into_iter()
-            .map(|item| self.delta(item, new_id))
-            .collect();
-        ParsedDelta {
-            text: parsed.normal_text,
-            calls,
-        }
+        all.merge();
+        all
     }
 
     fn delta(
@@ -244,6 +293,23 @@ impl ToolParser {
 
     /// Ends a stream: gives the rest of a call's arguments, and text that was held as the possible start of a call.
     pub fn finish(&mut self, new_id: &mut NewId<'_>) -> ParsedDelta {
+        if let Some(at_end) = &mut self.at_end {
+            let rest = at_end.finish();
+            let (text, calls) = self.parse_complete(&rest, new_id);
+            let calls = calls
+                .into_iter()
+                .enumerate()
+                .map(|(index, call)| ToolCallDelta {
+                    index,
+                    id: Some(call.id),
+                    name: Some(call.name),
+                    arguments: call.arguments,
+                });
+            return ParsedDelta {
+                text,
+                calls: calls.collect(),
+            };
+        }
         let held = self
             .hermes
             .as_mut()
@@ -299,79 +365,5 @@ fn ready<T>(mut future: Pin<Box<dyn Future<Output = T> + Send + '_>>) -> Option<
     {
         Poll::Ready(result) => Some(result),
         Poll::Pending => None,
-    }
-}
-
-const OPEN: &str = "<tool_call>";
-const CLOSE: &str = "</tool_call>";
-
-/// Puts the tags of the Hermes format on lines of their own, which is where the parser crate looks for them. Models
-/// write `<tool_call>{...}</tool_call>` as well, and vLLM takes both.
-#[derive(Debug)]
-struct HermesLines {
-    guard: Guard,
-    /// After an opening tag: white space is left out.
-    skip_space: bool,
-    /// White space that stands before a closing tag, or else is text.
-    space: String,
-}
-
-impl HermesLines {
-    fn new() -> Self {
-        Self {
-            guard: Guard::new(vec![OPEN, CLOSE]),
-            skip_space: false,
-            space: String::new(),
-        }
-    }
-
-    fn push(&mut self, text: &str) -> String {
-        let text = self.guard.push(text);
-        self.align(&text)
-    }
-
-    fn finish(&mut self) -> String {
-        let rest = self.guard.finish();
-        self.align(&rest) + &std::mem::take(&mut self.space)
-    }
-
-    fn align(&mut self, mut text: &str) -> String {
-        let mut out = String::with_capacity(text.len() + 2);
-        loop {
-            let open = text.find(OPEN);
-            let close = text.find(CLOSE);
-            let tag = match (open, close) {
-                (Some(open), close) if close.is_none_or(|close| open < close) => Some((open, OPEN)),
-                (_, Some(close)) => Some((close, CLOSE)),
-                _ => None,
-            };
-            self.plain(&text[..tag.map_or(text.len(), |(at, _)| at)], &mut out);
-            let Some((at, tag)) = tag else { return out };
-            if tag == OPEN {
-                out.push_str(&std::mem::take(&mut self.space));
-                out.push_str("<tool_call>\n");
-            } else {
-                self.space.clear();
-                out.push_str("\n</tool_call>");
-            }
-            self.skip_space = tag == OPEN;
-            text = &text[at + tag.len()..];
-        }
-    }
-
-    fn plain(&mut self, mut text: &str, out: &mut String) {
-        if self.skip_space {
-            text = text.trim_start();
-            if text.is_empty() {
-                return;
-            }
-            self.skip_space = false;
-        }
-        let solid = text.trim_end();
-        if !solid.is_empty() {
-            out.push_str(&std::mem::take(&mut self.space));
-            out.push_str(solid);
-        }
-        self.space.push_str(&text[solid.len()..]);
     }
 }
