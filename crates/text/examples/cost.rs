@@ -32,7 +32,7 @@ fn main() -> Result<()> {
         "The mill wheel turned (slowly, 42 times) while naïve swallows crossed the grey sky; ";
     let turn = |n: usize| format!("{n} {}", words.repeat(8));
     let messages: Vec<_> = (0..400)
-        .map(|n| json!({"role": ["user", "assistant"][n % 2], "content": turn(n)}))
+        .map(|n| json!({"role": (["user", "assistant"][n % 2]), "content": turn(n)}))
         .collect();
     let template = ChatTemplate::compile(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",

@@ -139,6 +139,7 @@ pub fn names() -> Vec<&'static str> {
 /// Takes one answer apart.
 pub struct ReasoningParser {
     name: &'static str,
+    markers: Option<(&'static str, &'static str)>,
     inner: Box<dyn Inner>,
     guard: Guard,
 }
@@ -210,8 +211,17 @@ impl ReasoningParser {
         Ok(Self {
             name: format.name,
             inner,
+            markers: match format.parser {
+                Parser::Marked { start, end } => Some((start, end)),
+                Parser::Named(_) => None,
+            },
             guard: Guard::new(markers),
         })
+    }
+
+    /// Returns the markers before and after reasoning, where the format is nothing but these two.
+    pub fn markers(&self) -> Option<(&'static str, &'static str)> {
+        self.markers
     }
 
     /// Says whether special tokens must reach the parser: `skip_special_tokens` is then to be false.
