@@ -28,8 +28,8 @@ impl ProcessId {
     /// zombie is left).
     pub(crate) fn of(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let started = start_time(&stat)?;
-        Some(Self { pid, started })
+        let (started, alive) = start_time(&stat)?;
+        alive.then_some(Self { pid, started })
     }
 
     /// Says whether this very process still runs.
@@ -38,15 +38,15 @@ impl ProcessId {
     }
 }
 
-/// Reads the start time out of a `stat` line; `None` for a zombie. The second field is the command in
-/// parentheses and may itself contain anything.
-fn start_time(stat: &str) -> Option<u64> {
+/// Reads the start time out of a `stat` line, and whether it is more than a zombie's. The second field
+/// is the command in parentheses and may itself contain anything.
+fn start_time(stat: &str) -> Option<(u64, bool)> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
     let state = fields.next()?;
     // The state is field 3, the start time field 22.
     let started = fields.nth(18)?.parse().ok()?;
-    (!matches!(state, "Z" | "X")).then_some(started)
+    Some((started, !matches!(state, "Z" | "X")))
 }
 
 /// A live process that can be waited for, child or not.
@@ -61,23 +61,23 @@ impl Process {
     /// # Errors
     /// `NotFound` if it does not run any more, even if another process has its pid now.
     pub(crate) fn open(id: ProcessId) -> io::Result<Self> {
-        // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, id.pid, 0) };
-        let fd = RawFd::try_from(fd).unwrap_or(-1);
-        if fd < 0 {
-            return Err(match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(libc::ESRCH) => {
-                    io::ErrorKind::NotFound.into()
-                }
-                error => error,
-            });
-        }
-        // SAFETY: the descriptor was just made for us, and nobody else has it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let fd = pidfd(id.pid)?;
         // Only now: the descriptor pins the process, so what is alive here is what it names.
         if !id.is_alive() {
             return Err(io::ErrorKind::NotFound.into());
         }
+        Self::new(id, fd)
+    }
+
+    /// Takes hold of a child that has not been waited for, even if it has ended by now.
+    pub(crate) fn of_child(pid: i32) -> io::Result<Self> {
+        let fd = pidfd(pid)?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let (started, _) = start_time(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        Self::new(ProcessId { pid, started }, fd)
+    }
+
+    fn new(id: ProcessId, fd: OwnedFd) -> io::Result<Self> {
         // SAFETY: the descriptor is owned by the AsyncFd, so it stays open and the same.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
         Ok(Self { id, fd })
@@ -106,6 +106,20 @@ impl Process {
         let _ = tokio::time::timeout(grace, group_ended(self.id.pid)).await;
         kill_group(self.id.pid);
         let _ = tokio::time::timeout(grace, group_ended(self.id.pid)).await;
+    }
+}
+
+/// Opens a descriptor of a process.
+fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: the descriptor was just made for us, and nobody else has it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => io::ErrorKind::NotFound.into(),
+            error => error,
+        }),
     }
 }
 
@@ -138,7 +152,7 @@ fn group_is_alive(pgid: i32) -> bool {
         let group = stat
             .rsplit_once(") ")
             .and_then(|(_, rest)| rest.split(' ').nth(2));
-        group == Some(&pgid.to_string()) && start_time(&stat).is_some()
+        group == Some(&pgid.to_string()) && start_time(&stat).is_some_and(|(_, alive)| alive)
     })
 }
 
@@ -161,8 +175,11 @@ mod tests {
     #[test]
     fn the_start_time_is_found_behind_any_command_name() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
-        assert_eq!(start_time(stat), Some(4242));
-        assert_eq!(start_time(&stat.replace(") S ", ") Z ")), None);
+        assert_eq!(start_time(stat), Some((4242, true)));
+        assert_eq!(
+            start_time(&stat.replace(") S ", ") Z ")),
+            Some((4242, false))
+        );
         assert_eq!(start_time("nonsense"), None);
     }
 

@@ -7,7 +7,7 @@ use tokio::process::{Child, Command};
 use crate::{
     config::Spawn,
     guard::{self, Guard},
-    process::{Process, ProcessId},
+    process::Process,
 };
 
 /// A spawned engine.
@@ -48,16 +48,11 @@ pub(crate) fn spawn(
         guard.enlist(&mut command)?;
         Some(guard)
     };
-    let mut child = command.spawn()?;
-    let pid = child.id().map(u32::cast_signed).and_then(ProcessId::of);
-    let Some(id) = pid else {
-        // It ended at once; its status says more than we could.
-        let status = child.try_wait()?;
-        return Err(io::Error::other(format!("ended at once ({status:?})")));
-    };
+    let child = command.spawn()?;
+    let pid = child.id().expect("nobody has waited for it");
     Ok(Spawned {
+        process: Process::of_child(pid.cast_signed())?,
         child,
-        process: Process::open(id)?,
         guard,
     })
 }
