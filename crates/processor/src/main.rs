@@ -6,7 +6,6 @@ use anyhow::Context;
 use stator_common::{drain, telemetry};
 use stator_processor::config::{self, Cli};
 use stator_processor::{Processor, server};
-use tracing::info;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -21,6 +20,5 @@ async fn main() -> anyhow::Result<()> {
     let grace = config.drain_grace;
     let discovery = server::discovery(&config);
     let processor = Processor::bind(config).await.context("bind")?;
-    info!(addr = %processor.addr(), "processor bound");
     drain::run(grace, |drain| processor.serve(discovery, drain)).await
 }

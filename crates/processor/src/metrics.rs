@@ -192,7 +192,7 @@ impl Metrics {
         );
         let output = text("Tokens generated");
         r.describe_counter(
-            "stator_processor_output_tokens_sum_total".into(),
+            "stator_processor_generated_tokens_total".into(),
             None,
             output,
         );
@@ -260,7 +260,7 @@ impl Metrics {
                     duration: self.histogram(DURATION, &labels),
                     prompt_tokens: self.histogram(PROMPT_TOKENS, &labels),
                     output_tokens: self.histogram(OUTPUT_TOKENS, &labels),
-                    output_total: self.counter("stator_processor_output_tokens_sum_total", &labels),
+                    output_total: self.counter("stator_processor_generated_tokens_total", &labels),
                     cached_total: self.counter("stator_processor_cached_tokens_total", &labels),
                 }
             }),
@@ -431,7 +431,7 @@ mod tests {
             "requests_total{model=\"m\",endpoint=\"chat_completions\",outcome=\"success\"} 1",
             "requests_total{model=\"m\",endpoint=\"completions\",outcome=\"cancelled\"} 1",
             "inflight_requests{model=\"m\",endpoint=\"chat_completions\"} 0",
-            "output_tokens_sum_total{model=\"m\",endpoint=\"chat_completions\"} 4",
+            "generated_tokens_total{model=\"m\",endpoint=\"chat_completions\"} 4",
             "time_to_first_token_seconds_count{model=\"m\",endpoint=\"chat_completions\"} 1",
             "inter_token_latency_seconds_count{model=\"m\",endpoint=\"chat_completions\"} 3",
         ] {

@@ -97,7 +97,7 @@ pub(crate) fn silent() -> Answer {
 pub(crate) struct Worker {
     pub(crate) state: Arc<WorkerState>,
     registration: Option<Registration>,
-    server: ServerHandle,
+    server: Option<ServerHandle>,
     _trigger: Trigger,
 }
 
@@ -194,7 +194,7 @@ impl Worker {
         Self {
             state,
             registration,
-            server,
+            server: Some(server),
             _trigger: trigger,
         }
     }
@@ -202,7 +202,14 @@ impl Worker {
     /// Leaves discovery and closes every connection.
     pub(crate) async fn stop(mut self) {
         self.registration.take();
-        self.server.close().await;
+        self.disconnect().await;
+    }
+
+    /// Closes every connection and takes no new one, but stays in discovery.
+    pub(crate) async fn disconnect(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.close().await;
+        }
     }
 
     pub(crate) fn submitted(&self) -> u32 {

@@ -31,6 +31,33 @@ async fn a_model_exists_as_long_as_a_worker_serves_it() {
 }
 
 #[tokio::test]
+async fn a_model_whose_only_worker_lost_its_connection_gives_503_with_retry_after() {
+    let processor = start(Config::default()).await;
+    let mut worker = Worker::start(&processor.discovery, "w", tokens(&[1])).await;
+    until_open(processor.addr, 1).await;
+    worker.disconnect().await;
+    until_open(processor.addr, 0).await;
+    let answered = send(processor.addr, completion()).await;
+    assert_eq!(answered.status, 503, "{answered:?}");
+    assert_eq!(answered.error(), "no worker of this model is connected");
+    assert!(answered.headers.contains_key("retry-after"));
+    let health = send(processor.addr, get("/health")).await;
+    assert_eq!(health.status, 503);
+    assert_eq!(health.json()["reasons"][0], "model: no worker is connected");
+}
+
+#[tokio::test]
+async fn a_failing_worker_is_still_asked_when_it_is_the_only_one() {
+    let processor = start(Config::default()).await;
+    let worker = Worker::start(&processor.discovery, "w", refuses(Code::EngineDead)).await;
+    until_open(processor.addr, 1).await;
+    for _ in 0..3 {
+        assert_eq!(send(processor.addr, completion()).await.status, 503);
+    }
+    assert_eq!(worker.submitted(), 3);
+}
+
+#[tokio::test]
 async fn a_worker_that_is_known_but_not_connected_gives_503_with_retry_after() {
     let processor = start(Config::default()).await;
     let _worker = Worker::start(&processor.discovery, "w", tokens(&[1])).await;
