@@ -71,8 +71,6 @@ pub struct Load {
 pub struct Aborted {
     pub id: Arc<str>,
     pub client: usize,
-    /// Where its KV would have come from, if it was not fetched yet.
-    pub unfetched: Option<Value>,
 }
 
 /// An ADD that a real engine does not survive: it asserts that ids are unique.
@@ -155,10 +153,6 @@ impl Scheduler {
         Some(Aborted {
             id: state.request.id,
             client: state.request.client,
-            unfetched: match state.request.transfer {
-                Transfer::Fetch(params) => Some(params),
-                Transfer::None | Transfer::Produce => None,
-            },
         })
     }
 

@@ -55,9 +55,3 @@ fn encode_event(event: &CacheEvent, block_size: usize) -> Value {
         CacheEvent::Cleared => Value::map([("type", "AllBlocksCleared".into())]),
     }
 }
-
-impl From<String> for Value {
-    fn from(value: String) -> Self {
-        Self::Str(value)
-    }
-}

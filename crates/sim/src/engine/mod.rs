@@ -1,5 +1,8 @@
 //! The engine's loop: requests in, steps in time, outputs out.
 
+mod inbox;
+mod voice;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,29 +11,20 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::model::Chain;
 use crate::publisher::Publisher;
-use crate::request::{Request, Transfer};
-use crate::scheduler::{Aborted, Finish, Output, Plan, Refusal, Scheduler, Serial};
+use crate::scheduler::{Plan, Scheduler, Serial};
 use crate::sim::Exit;
-use crate::transfer::{self, Side};
+use crate::transfer::Side;
 use crate::utilities::Utilities;
 use crate::wire::events;
-use crate::wire::outputs::{Answer, Batch, ENGINE_CORE_DEAD, Layout, UtilityResult};
-use crate::wire::requests::{self, Add};
+use crate::wire::outputs::{Answer, Batch, ENGINE_CORE_DEAD, Layout};
 
 /// How far a step may lag behind its time before the clock starts anew.
 const LAG: Duration = Duration::from_millis(100);
-
-/// What a request is told while generation is paused.
-const PAUSED: Refusal = Refusal {
-    code: "engine_paused",
-    message: "Generation is paused. Please retry after it resumes.",
-    retryable: true,
-};
 
 /// What happens to an engine.
 #[derive(Debug)]
@@ -237,192 +231,6 @@ impl Engine {
                 let rank = self.config.dp_rank;
                 publisher.publish(events::encode(wall(), &events, limits.block_size, rank));
             }
-        }
-    }
-
-    fn take(&mut self, input: Input) -> Result<(), Stop> {
-        match input {
-            Input::Message(frames) => {
-                if self.deaf {
-                    return Ok(());
-                }
-                match self.message(&frames) {
-                    Ok(result) => return result,
-                    Err(error) => {
-                        error!(%error, "input thread ends, the engine hears nothing any more");
-                        self.deaf = true;
-                    }
-                }
-            }
-            Input::Loaded(serial, result) => self.scheduler.loaded(serial, result),
-            Input::Released(id) => {
-                self.scheduler.unpin(&id);
-            }
-        }
-        Ok(())
-    }
-
-    fn message(&mut self, frames: &[Bytes]) -> Result<Result<(), Stop>, requests::InputError> {
-        let (kind, data) = match frames {
-            [kind, data, ..] => (kind, data),
-            _ => return Err(requests::InputError::Type("message")),
-        };
-        match kind.as_ref() {
-            [0] => {
-                let add = requests::decode_add(self.config.wire, data)?;
-                self.adds += 1;
-                if self
-                    .config
-                    .faults
-                    .deaf_after_adds
-                    .is_some_and(|adds| self.adds > adds)
-                {
-                    return Err(requests::InputError::Type("anything, as told"));
-                }
-                match add {
-                    Add::Request(request) => return Ok(self.add(*request)),
-                    Add::Refused { id, client } => {
-                        let output = Output::ended(id.into(), client, Finish::Error);
-                        self.say_ended(vec![output]);
-                    }
-                }
-            }
-            [1] => {
-                for id in requests::decode_abort(data)? {
-                    if let Some(aborted) = self.scheduler.abort(&id) {
-                        debug!(id, "aborted");
-                        drop(aborted.unfetched);
-                    }
-                }
-            }
-            [2] => {
-                // START_DP_WAVE: an engine that is independent of others has no waves.
-                super::wire::msgpack::decode(data)?;
-            }
-            [3] => {
-                let call = requests::decode_utility(data)?;
-                let aborted = self.utilities.aborts(&call, &mut self.scheduler);
-                self.say_aborted(aborted);
-                let calls = self.utilities.call(call, &mut self.scheduler);
-                self.answer_calls(calls);
-            }
-            _ => return Err(requests::InputError::Type("message type")),
-        }
-        Ok(Ok(()))
-    }
-
-    /// Takes a request up. What a real engine dies of, this one dies of.
-    fn add(&mut self, request: Request) -> Result<(), Stop> {
-        let limits = &self.config.limits;
-        let id = request.id.clone();
-        if request.client >= self.outputs.len() {
-            warn!(
-                client = request.client,
-                "output thread ends, the engine says nothing any more"
-            );
-            self.mute = true;
-            return Ok(());
-        }
-        if request.prompt.is_empty() {
-            return Err(Stop::Dead(format!("request {id} has an empty prompt")));
-        }
-        if request.prompt.len() > limits.max_model_len {
-            let len = request.prompt.len();
-            return Err(Stop::Dead(format!("request {id} has {len} prompt tokens")));
-        }
-        if let Some(token) = request.prompt.iter().find(|&&token| token >= limits.vocab) {
-            return Err(Stop::Dead(format!("request {id} has token {token}")));
-        }
-        if self.utilities.turns_away && !request.abort_immediately {
-            self.say_ended(vec![Output {
-                refusal: Some(PAUSED),
-                ..Output::ended(id, request.client, Finish::Error)
-            }]);
-            return Ok(());
-        }
-        let fetch = match &request.transfer {
-            Transfer::Fetch(params) => self.config.connector.clone().zip(Some(params.clone())),
-            Transfer::None | Transfer::Produce => None,
-        };
-        let abort = request.abort_immediately;
-        let serial = match self.scheduler.add(request, monotonic()) {
-            Ok(serial) => serial,
-            Err(error) => return Err(Stop::Dead(error.to_string())),
-        };
-        if let Some((connector, params)) = fetch {
-            let (start, started) = oneshot::channel();
-            let (to_self, timing) = (self.to_self.clone(), self.config.timing);
-            tokio::spawn(async move {
-                match transfer::fetch(params, started, connector.failure_delay).await {
-                    None => {}
-                    Some(Ok((chain, tokens))) => {
-                        tokio::time::sleep(timing.transfer(tokens)).await;
-                        let _ = to_self.send(Input::Loaded(serial, Some((chain, tokens))));
-                    }
-                    Some(Err(error)) => {
-                        warn!(%error, "cannot fetch KV");
-                        let _ = to_self.send(Input::Loaded(serial, None));
-                    }
-                }
-            });
-            self.fetches.insert(serial, start);
-        }
-        if abort {
-            self.scheduler.abort(&id);
-        }
-        // Dropping the sender of a request that is gone frees its KV where it was made.
-        let scheduler = &self.scheduler;
-        self.fetches.retain(|&serial, _| scheduler.is_live(serial));
-        Ok(())
-    }
-
-    fn say_aborted(&mut self, aborted: Vec<Aborted>) {
-        let ended = aborted.into_iter();
-        let ended = ended.map(|a| Output::ended(a.id, a.client, Finish::Abort));
-        self.say_ended(ended.collect());
-    }
-
-    fn say_ended(&mut self, outputs: Vec<Output>) {
-        let mut by_client: BTreeMap<usize, Vec<Answer>> = BTreeMap::new();
-        for output in outputs {
-            by_client.entry(output.client).or_default().push(Answer {
-                output,
-                kv_transfer_params: None,
-            });
-        }
-        for (client, answers) in by_client {
-            let batch = Batch {
-                answers,
-                timestamp: monotonic(),
-                list_finished: true,
-                ..Batch::default()
-            };
-            self.say(client, &batch);
-        }
-    }
-
-    fn answer_calls(&mut self, calls: Vec<(usize, UtilityResult)>) {
-        for (client, utility) in calls {
-            let batch = Batch {
-                timestamp: monotonic(),
-                utility: Some(utility),
-                ..Batch::default()
-            };
-            self.say(client, &batch);
-        }
-    }
-
-    fn say(&mut self, client: usize, batch: &Batch) {
-        let Some(output) = self.outputs.get(client) else {
-            warn!(
-                client,
-                "output thread ends, the engine says nothing any more"
-            );
-            self.mute = true;
-            return;
-        };
-        if !self.mute {
-            let _ = output.send(self.layout.encode(batch));
         }
     }
 }

@@ -3,9 +3,9 @@
 //! clap is not used because vLLM's flags are not ours to list: those that mean nothing here are
 //! accepted and logged, whatever they are.
 
-use std::fmt::Display;
+mod flags;
+
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,6 +14,7 @@ use tracing::info;
 use crate::config::{Config, Connector, Faults, KvEvents, ModelError, ModelFolder, Timing};
 use crate::scheduler::Limits;
 use crate::wire::WireVersion;
+use flags::Flags;
 
 /// Blocks of an engine that is not told how many it has.
 const DEFAULT_BLOCKS: usize = 16_384;
@@ -71,125 +72,6 @@ pub enum CliError {
     Unknown(String),
     #[error(transparent)]
     Model(#[from] ModelError),
-}
-
-/// Flags in the order given; underscores are read as dashes, as vLLM does.
-struct Flags(Vec<(String, Option<String>)>);
-
-impl Flags {
-    fn parse(args: impl Iterator<Item = String>) -> Result<(Vec<String>, Self), CliError> {
-        let (mut words, mut flags) = (Vec::new(), Vec::new());
-        let mut args = args.peekable();
-        while let Some(arg) = args.next() {
-            let Some(name) = arg.strip_prefix("--") else {
-                words.push(arg);
-                continue;
-            };
-            let (name, mut value) = match name.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (name, None),
-            };
-            let name = format!("--{}", name.replace('_', "-"));
-            if value.is_none() && !is_switch(&name) {
-                value = args.next_if(|next| !next.starts_with("--"));
-            }
-            flags.push((name, value));
-        }
-        Ok((words, Self(flags)))
-    }
-
-    /// The last value of a flag.
-    fn text(&mut self, flag: &str) -> Result<Option<String>, CliError> {
-        let mut found = None;
-        self.0.retain_mut(|(name, value)| {
-            let mine = name == flag;
-            if mine {
-                found = Some(value.take());
-            }
-            !mine
-        });
-        match found {
-            Some(None) => Err(CliError::NoValue(flag.into())),
-            Some(value) => Ok(value),
-            None => Ok(None),
-        }
-    }
-
-    fn get<T: FromStr<Err: Display>>(&mut self, flag: &str) -> Result<Option<T>, CliError> {
-        let Some(value) = self.text(flag)? else {
-            return Ok(None);
-        };
-        match value.parse() {
-            Ok(parsed) => Ok(Some(parsed)),
-            Err(reason) => Err(CliError::Value {
-                flag: flag.into(),
-                value,
-                reason: reason.to_string(),
-            }),
-        }
-    }
-
-    /// A count, also as vLLM writes large ones: `8k` is 8000, `8K` 8192.
-    fn count(&mut self, flag: &str) -> Result<Option<usize>, CliError> {
-        let Some(value) = self.text(flag)? else {
-            return Ok(None);
-        };
-        let (digits, unit) = match value.char_indices().last() {
-            Some((at, 'k')) => (&value[..at], 1000.0),
-            Some((at, 'K')) => (&value[..at], 1024.0),
-            Some((at, 'm')) => (&value[..at], 1e6),
-            Some((at, 'M')) => (&value[..at], 1_048_576.0),
-            _ => (&value[..], 1.0),
-        };
-        match digits.parse::<f64>() {
-            Ok(count) if count >= 0.0 => Ok(Some((count * unit) as usize)),
-            _ => Err(CliError::Value {
-                flag: flag.into(),
-                value: value.clone(),
-                reason: "not a count".into(),
-            }),
-        }
-    }
-
-    fn switch(&mut self, flag: &str) -> bool {
-        let before = self.0.len();
-        self.0.retain(|(name, _)| name != flag);
-        self.0.len() != before
-    }
-
-    fn micros(&mut self, flag: &str, default: Duration) -> Result<Duration, CliError> {
-        let micros: Option<f64> = self.get(flag)?;
-        Ok(micros.map_or(default, |micros| {
-            Duration::from_secs_f64(micros.max(0.0) / 1e6)
-        }))
-    }
-
-    fn millis(&mut self, flag: &str, default: Duration) -> Result<Duration, CliError> {
-        let millis: Option<u64> = self.get(flag)?;
-        Ok(millis.map_or(default, Duration::from_millis))
-    }
-
-    fn json(&mut self, flag: &str) -> Result<Option<Value>, CliError> {
-        self.get(flag)
-    }
-}
-
-fn is_switch(flag: &str) -> bool {
-    matches!(
-        flag,
-        "--headless"
-            | "--enforce-eager"
-            | "--enable-lora"
-            | "--enable-sleep-mode"
-            | "--disable-log-stats"
-            | "--enable-prefix-caching"
-            | "--no-enable-prefix-caching"
-            | "--enable-chunked-prefill"
-            | "--no-enable-chunked-prefill"
-            | "--trust-remote-code"
-            | "--sim-fail-to-load"
-            | "--help"
-    )
 }
 
 /// Reads a command line, without the program's name. One configuration per local engine; `None`
