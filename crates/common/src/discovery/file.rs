@@ -26,7 +26,9 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
-use super::{Discovery, DiscoveryError, Event, Registration, WATCH_BUFFER, Watch, difference};
+use super::{
+    Discovery, DiscoveryError, Event, Registration, WATCH_BUFFER, Watch, difference, owner::Owner,
+};
 use crate::{Card, card::is_name, ids::WorkerId, scratch};
 
 /// A worker that did not renew its file for this long is gone.
@@ -49,16 +51,6 @@ pub struct Files {
 struct Entry {
     owner: Owner,
     card: Card,
-}
-
-/// A process, so that its death shows before its lease ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Owner {
-    /// Boot and pid namespace: pids mean something only within both. Empty: unknown.
-    host: String,
-    pid: u32,
-    /// When the process started, in the kernel's clock ticks: pids are reused.
-    start: u64,
 }
 
 impl Files {
@@ -321,49 +313,13 @@ fn read(path: &Path) -> Option<Entry> {
     }
 }
 
-impl Owner {
-    fn this_process() -> Self {
-        let pid = std::process::id();
-        Self {
-            host: host(),
-            pid,
-            start: start_of(pid).unwrap_or_default(),
-        }
-    }
-
-    /// Says whether the process certainly does not run any more.
-    fn is_dead(&self) -> bool {
-        !self.host.is_empty() && self.host == host() && start_of(self.pid) != Some(self.start)
-    }
-}
-
-/// Returns what makes pids unique: this boot and this pid namespace; empty where the system does not tell.
-fn host() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    let namespace = fs::read_link("/proc/self/ns/pid");
-    match (boot, namespace) {
-        (Ok(boot), Ok(namespace)) => format!("{} {}", boot.trim(), namespace.display()),
-        _ => String::new(),
-    }
-}
-
-/// Returns when a process started, in clock ticks since boot; absent if it does not run (a zombie
-/// does not). Field 22 of `/proc/<pid>/stat`, proc(5).
-fn start_of(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses and may hold anything.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace();
-    match fields.next()? {
-        "Z" | "X" => None,
-        _ => fields.nth(18)?.parse().ok(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::tests::card;
+    use crate::discovery::{
+        owner::{host, start_of},
+        tests::card,
+    };
 
     fn gone(worker: &str) -> Option<Event> {
         Some(Event::Gone(WorkerId(worker.to_owned())))

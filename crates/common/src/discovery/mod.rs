@@ -6,6 +6,7 @@
 
 pub mod file;
 pub mod mem;
+mod owner;
 
 use std::{collections::BTreeMap, io, path::PathBuf};
 

@@ -1,0 +1,296 @@
+//! The task of one connection: greets, reads, and writes what others could not.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use futures::future::poll_fn;
+use tokio::{io::AsyncReadExt, time};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    Handler, ServerConfig,
+    connection::{Connection, MAX_BLOBS},
+};
+use crate::{
+    Code,
+    drain::Drain,
+    plane::tcp::{
+        SOFTWARE, error,
+        frame::{self, FrameError, Kind},
+        net::{Io, Reader},
+        outbound::Outbound,
+    },
+    proto::plane,
+};
+
+/// Free room that a read finds in the buffer: about two steps of 1,024 streams.
+const READ_ROOM: usize = 64 << 10;
+
+/// Prompts from this size on share memory with the read buffer instead of being copied.
+const ZERO_COPY_FROM: usize = 8 << 10;
+
+/// A peer that does not introduce itself within this time is no processor.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a closing server gives its peers to take what was written.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("closed by the peer")]
+    ByPeer,
+    #[error("the server closes")]
+    Stopped,
+    #[error("closed by this side")]
+    ByUs,
+    #[error("no Hello within {} s", HELLO_WITHIN.as_secs())]
+    NoHello,
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("not heard of for {} s", .0.as_secs())]
+    Dead(Duration),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("stream {stream} after {last}: numbers must rise")]
+    StreamNumber { stream: u32, last: u32 },
+    #[error("more than {MAX_BLOBS} blobs asked for at once")]
+    TooManyBlobs,
+}
+
+/// Everything that a connection's task needs beside its socket.
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) drain: Drain,
+    pub(super) stop: CancellationToken,
+}
+
+impl Peer {
+    pub(super) async fn run(self, io: Io, handler: Arc<impl Handler>) {
+        let Io { mut reader, writer } = io;
+        let connection = Arc::new(Connection::new(
+            self.address,
+            Outbound::new(writer),
+            self.config.max_backlog,
+        ));
+        let mut buf = BytesMut::with_capacity(READ_ROOM);
+        let ended = match self.greet(&connection, &mut reader, &mut buf).await {
+            Err(ended) => ended,
+            Ok(software) => {
+                info!(peer = %self.address, software, "processor connected");
+                handler.opened(&connection);
+                let ended = self
+                    .serve(&connection, &mut reader, &mut buf, &*handler)
+                    .await;
+                connection.closed.cancel();
+                handler.closed(&connection);
+                ended
+            }
+        };
+        match ended {
+            Ended::ByPeer | Ended::Stopped => {
+                info!(peer = %self.address, reason = %ended, "processor gone");
+            }
+            _ => warn!(peer = %self.address, reason = %ended, "processor gone"),
+        }
+        connection.closed.cancel();
+        // A refusal or the last deltas are worth a moment; a peer that does not read them is not.
+        let _ = time::timeout(FLUSH_WITHIN, poll_fn(|cx| connection.poll_drained(cx))).await;
+        connection.release();
+    }
+
+    /// Reads the Hello and answers it. Returns what the peer calls itself.
+    async fn greet(
+        &self,
+        connection: &Connection,
+        reader: &mut Reader,
+        buf: &mut BytesMut,
+    ) -> Result<String, Ended> {
+        let hello = async {
+            loop {
+                if let Some(header) = frame::peek(buf, frame::MAX_HELLO)? {
+                    return Ok(header);
+                }
+                if reader.read_buf(buf).await? == 0 {
+                    return Err(Ended::ByPeer);
+                }
+            }
+        };
+        let header = tokio::select! {
+            () = self.stop.cancelled() => return Err(Ended::Stopped),
+            header = time::timeout(HELLO_WITHIN, hello) => header.map_err(|_| Ended::NoHello)??,
+        };
+        let Some(Kind::Hello) = header.kind else {
+            return Err(FrameError::NotStator.into());
+        };
+        let payload = frame::take(buf, header);
+        let peer = frame::introduction(&payload)?;
+        if peer.major != frame::MAJOR {
+            return Err(self.reject(
+                connection,
+                Code::Incompatible,
+                format!(
+                    "the worker speaks plane version {}.{}, the processor {}.{}: the first numbers must be equal",
+                    frame::MAJOR,
+                    frame::MINOR,
+                    peer.major,
+                    peer.minor
+                ),
+            ));
+        }
+        let hello: plane::Hello = frame::message(Kind::Hello, peer.message)?;
+        if let Some(token) = &self.config.token {
+            // Comparing hashes takes the same time wherever the difference is.
+            if blake3::hash(token.as_bytes()) != blake3::hash(&hello.token) {
+                return Err(self.reject(
+                    connection,
+                    Code::Unauthenticated,
+                    "the worker asks for a token, and none or a wrong one was given".to_owned(),
+                ));
+            }
+        }
+        if !hello.worker.is_empty() && hello.worker != self.config.worker.0 {
+            return Err(self.reject(
+                connection,
+                Code::NotFound,
+                format!(
+                    "worker {} is here, not {}",
+                    self.config.worker, hello.worker
+                ),
+            ));
+        }
+        connection.control(|sending| {
+            frame::put_welcome(
+                &mut sending.out.buf,
+                &plane::Welcome {
+                    software: SOFTWARE.to_owned(),
+                    worker: self.config.worker.0.clone(),
+                },
+            );
+        });
+        Ok(hello.software)
+    }
+
+    fn reject(&self, connection: &Connection, code: Code, message: String) -> Ended {
+        connection.control(|sending| {
+            frame::put_reject(&mut sending.out.buf, &error(code, message.clone()));
+        });
+        Ended::Refused(message)
+    }
+
+    /// Reads until the connection ends.
+    async fn serve(
+        &self,
+        connection: &Arc<Connection>,
+        reader: &mut Reader,
+        buf: &mut BytesMut,
+        handler: &impl Handler,
+    ) -> Ended {
+        let mut heard = time::Instant::now();
+        let mut check = time::interval(self.config.dead_after / 3);
+        let mut told_draining = false;
+        let mut last_stream = 0;
+        loop {
+            match self.handle(connection, buf, handler, &mut last_stream) {
+                Ok(()) => {}
+                Err(ended) => return ended,
+            }
+            buf.reserve(READ_ROOM);
+            tokio::select! {
+                biased;
+                error = poll_fn(|cx| connection.poll_drive(cx)) => return error.into(),
+                () = connection.closed.cancelled() => return Ended::ByUs,
+                () = self.stop.cancelled() => return Ended::Stopped,
+                () = self.drain.draining(), if !told_draining => {
+                    told_draining = true;
+                    connection.control(|sending| frame::put_draining(&mut sending.out.buf));
+                }
+                _ = check.tick() => {
+                    if heard.elapsed() > self.config.dead_after {
+                        return Ended::Dead(self.config.dead_after);
+                    }
+                }
+                read = reader.read_buf(buf) => match read {
+                    Ok(0) => return Ended::ByPeer,
+                    Ok(_) => heard = time::Instant::now(),
+                    Err(error) => return error.into(),
+                },
+            }
+        }
+    }
+
+    /// Handles every frame that has arrived in full.
+    fn handle(
+        &self,
+        connection: &Arc<Connection>,
+        buf: &mut BytesMut,
+        handler: &impl Handler,
+        last_stream: &mut u32,
+    ) -> Result<(), Ended> {
+        while let Some(header) = frame::peek(buf, self.config.max_frame)? {
+            if header.kind == Some(Kind::Submit) {
+                let (stream, request) = if header.payload >= ZERO_COPY_FROM {
+                    frame::submit(frame::take(buf, header))?
+                } else {
+                    let submit = frame::submit(payload(buf, header))?;
+                    skip(buf, header);
+                    submit
+                };
+                // Serial numbers (RFC 1982): they may wrap after four billion requests.
+                if (stream.wrapping_sub(*last_stream) as i32) <= 0 {
+                    return Err(Ended::StreamNumber {
+                        stream,
+                        last: *last_stream,
+                    });
+                }
+                *last_stream = stream;
+                handler.submit(connection, stream, request);
+                continue;
+            }
+            let bytes = payload(buf, header);
+            match header.kind {
+                Some(Kind::Cancel) => handler.cancel(connection, frame::cancel(bytes)?),
+                Some(Kind::Ping) => {
+                    let number = frame::beat(Kind::Ping, bytes)?;
+                    connection.control(|sending| sending.pong = Some(number));
+                }
+                Some(Kind::BlobRequest) => {
+                    let (number, hash) = frame::blob_request(bytes)?;
+                    let rest = handler.blob(&hash);
+                    if rest.is_none() {
+                        warn!(peer = %connection.peer(), %hash, "asked for a blob that is not here");
+                    }
+                    if !connection.answer_blob(number, rest) {
+                        return Err(Ended::TooManyBlobs);
+                    }
+                }
+                // A Submit was handled above.
+                Some(
+                    kind @ (Kind::Hello
+                    | Kind::Submit
+                    | Kind::Welcome
+                    | Kind::Reject
+                    | Kind::Step
+                    | Kind::Pong
+                    | Kind::Draining
+                    | Kind::Blob),
+                ) => return Err(FrameError::Unexpected { kind }.into()),
+                None => debug!(peer = %connection.peer(), "skipped a frame of an unknown kind"),
+            }
+            skip(buf, header);
+        }
+        Ok(())
+    }
+}
+
+fn payload(buf: &BytesMut, header: frame::Header) -> &[u8] {
+    &buf[frame::HEADER..frame::HEADER + header.payload]
+}
+
+fn skip(buf: &mut BytesMut, header: frame::Header) {
+    bytes::Buf::advance(buf, frame::HEADER + header.payload);
+}
