@@ -4,6 +4,7 @@
 mod chat;
 mod completions;
 mod failures;
+mod meaning;
 mod refusals;
 mod script;
 #[path = "../front/support.rs"]

@@ -77,7 +77,7 @@ async fn answer(
     }
     let collected = collect(generation, &mut observation, |index, text, piece| {
         if let Some(counter) = counters.get_mut(index) {
-            counter.push(text, piece.tokens.len(), false);
+            counter.push(text, &piece.tokens, false);
         }
     });
     let collected = collected.await;

@@ -43,8 +43,54 @@ pub(super) struct Thinking<'a> {
 pub(super) struct Reader {
     reasoning: Option<ReasoningParser>,
     calls: CallReader,
-    /// Tokens that were thoughts.
-    thought: usize,
+    thoughts: Thoughts,
+}
+
+/// Counts the tokens that are thoughts.
+#[derive(Debug, Default)]
+struct Thoughts {
+    count: usize,
+    thinking: bool,
+    /// The tokens before and after thoughts, where the format has such tokens.
+    markers: Option<(Option<u32>, u32)>,
+}
+
+impl Thoughts {
+    fn new(parser: &ReasoningParser, model: &Model) -> Self {
+        let id = |marker| model.assets.tokenizer.token_id(marker);
+        let markers = parser
+            .markers()
+            .and_then(|(start, end)| Some((id(start), id(end)?)));
+        Self {
+            count: 0,
+            thinking: parser.is_in_reasoning(),
+            markers,
+        }
+    }
+
+    /// Counts tokens; a marker is no thought.
+    ///
+    /// - `thinking`: whether the parser is among thoughts after them.
+    fn push(&mut self, tokens: &[u32], thinking: bool) {
+        let Some((start, end)) = self.markers else {
+            self.count += if self.thinking && thinking {
+                tokens.len()
+            } else {
+                0
+            };
+            self.thinking = thinking;
+            return;
+        };
+        for &token in tokens {
+            if token == end {
+                self.thinking = false;
+            } else if Some(token) == start {
+                self.thinking = true;
+            } else {
+                self.count += usize::from(self.thinking);
+            }
+        }
+    }
 }
 
 enum CallReader {
@@ -89,10 +135,14 @@ impl Reader {
             },
             (Calls::Listed, _) => CallReader::Listed(Box::default()),
         };
+        let reasoning = reasoning.transpose()?;
+        let thoughts = reasoning
+            .as_ref()
+            .map(|parser| Thoughts::new(parser, model));
         Ok(Self {
-            reasoning: reasoning.transpose()?,
+            reasoning,
             calls,
-            thought: 0,
+            thoughts: thoughts.unwrap_or_default(),
         })
     }
 
@@ -121,26 +171,22 @@ impl Reader {
 
     /// Returns how many tokens were thoughts; `None` where nobody looks for them.
     pub(super) fn thought(&self) -> Option<usize> {
-        self.reasoning.as_ref().map(|_| self.thought)
+        self.reasoning.as_ref().map(|_| self.thoughts.count)
     }
 
     /// Reads on.
     ///
-    /// - `tokens`: how many made the text.
+    /// - `tokens`: what made the text.
     /// - `finished`: nothing comes after `text`.
-    pub(super) fn push(&mut self, text: &str, tokens: usize, finished: bool) -> Parsed {
+    pub(super) fn push(&mut self, text: &str, tokens: &[u32], finished: bool) -> Parsed {
         let Some(reasoning) = &mut self.reasoning else {
             return self.calls.push(text, finished);
         };
-        let began = reasoning.is_in_reasoning();
         let Reasoned {
             reasoning: mut thoughts,
             text: mut rest,
         } = reasoning.push(text);
-        // A token that is the marker at either end is no thought.
-        if began && reasoning.is_in_reasoning() {
-            self.thought += tokens;
-        }
+        self.thoughts.push(tokens, reasoning.is_in_reasoning());
         if finished {
             let last = reasoning.finish();
             thoughts.push_str(&last.reasoning);

@@ -88,7 +88,7 @@ impl Stream {
         let state = &mut self.choices[choice];
         let mut parsed = state
             .reader
-            .push(text, piece.tokens.len(), piece.finish.is_some());
+            .push(text, &piece.tokens, piece.finish.is_some());
         state.called |= !parsed.calls.is_empty();
         if !self.answer.include_reasoning {
             parsed.reasoning.clear();
