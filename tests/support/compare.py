@@ -11,9 +11,10 @@ import math
 
 from .api import Answer
 
-# Ids and times of one answer, the server's name for itself, and what depends on what
-# its cache held before.
-OWN = {"id", "created", "system_fingerprint", "prompt_tokens_details", "metrics"}
+# Ids and times of one answer, the server's name for itself, what depends on what its
+# cache held before, and the number of tokens thought, which vLLM counts otherwise in a
+# stream than not (0.32).
+OWN = {"id", "created", "system_fingerprint", "prompt_tokens_details", "completion_tokens_details", "metrics"}
 
 # Log-probabilities go through other software on the way to text; the engine is the same.
 TOLERANCE = 1e-4
