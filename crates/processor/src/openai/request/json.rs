@@ -16,12 +16,11 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 
 fn locate<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let error = error.into_inner();
         if error.is_syntax() || error.is_eof() {
-            let message = format!("the body is not valid JSON: {error}");
-            return ApiError::new(Code::InvalidRequest, message);
+            return unsound(&error);
         }
         // serde_json appends " at line 1 column 17", which says little about a body of one line.
         let message = error.to_string();
@@ -32,5 +31,26 @@ fn locate<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
             "." => ApiError::new(Code::InvalidRequest, message),
             _ => ApiError::invalid(path.clone(), format!("{path}: {message}")),
         }
-    })
+    })?;
+    json.end().map_err(|error| unsound(&error))?;
+    Ok(value)
+}
+
+fn unsound(error: &serde_json::Error) -> ApiError {
+    ApiError::new(
+        Code::InvalidRequest,
+        format!("the body is not valid JSON: {error}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_the_body_makes_it_unsound() {
+        assert!(parse::<Vec<u32>>(b"[1, 2]\n").is_ok());
+        let error = parse::<Vec<u32>>(b"[1, 2] trailing").unwrap_err();
+        assert!(error.to_string().contains("not valid JSON"), "{error}");
+    }
 }
