@@ -73,6 +73,7 @@ pub(crate) fn request(message: proto::GenerateRequest) -> Result<Request, Malfor
         kv_transfer_params: (!message.kv_transfer_params.is_empty())
             .then_some(message.kv_transfer_params),
         trace_headers: message.trace_headers.into_iter().collect(),
+        reasoning_ended: message.reasoning_ended,
         abort_immediately: false,
     })
 }

@@ -57,11 +57,13 @@ impl Handler for Serving {
     }
 
     fn cancel(&self, connection: &Arc<Connection>, stream: u32) {
-        let found = self
-            .active()
-            .any(|active| active.requests.take_stream(connection, stream).is_some());
-        if found {
-            self.metrics.cancelled(1);
+        for active in self.active() {
+            if let Some(cancelled) = active.requests.take_stream(connection, stream) {
+                drop(cancelled);
+                self.metrics.cancelled(1);
+                self.lightened(&active);
+                return;
+            }
         }
     }
 
@@ -72,7 +74,11 @@ impl Handler for Serving {
             .retain(|other| other.id() != connection.id());
         for active in self.active() {
             let left = active.requests.take_connection(connection);
-            self.metrics.cancelled(left.len());
+            if !left.is_empty() {
+                self.metrics.cancelled(left.len());
+                drop(left);
+                self.lightened(&active);
+            }
         }
     }
 
@@ -85,6 +91,12 @@ impl Serving {
     /// Returns the engines that run.
     pub(crate) fn active(&self) -> impl Iterator<Item = Arc<Active>> {
         self.ranks.iter().filter_map(|rank| rank.active())
+    }
+
+    /// Takes what was just given up off an engine's load.
+    fn lightened(&self, active: &Active) {
+        let left = active.requests.len();
+        self.health.loads.cap(active.rank, left);
     }
 
     fn try_submit(
@@ -105,7 +117,8 @@ impl Serving {
             .engine
             .prepare(request)
             .map_err(|refused| convert::refusal(&refused))?;
-        let metrics = self.metrics.clone();
+        let (metrics, loads) = (self.metrics.clone(), self.health.loads.clone());
+        let (rank, requests) = (active.rank, Arc::downgrade(&active.requests));
         active
             .requests
             .start(
@@ -122,6 +135,8 @@ impl Serving {
                     running
                         .connection
                         .fail(running.stream, Code::DeadlineExceeded, message);
+                    drop(running);
+                    loads.cap(rank, requests.upgrade().map_or(0, |all| all.len()));
                 },
             )
             .map_err(|refused| convert::refusal(&refused))?;

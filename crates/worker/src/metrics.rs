@@ -7,7 +7,10 @@ use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,
 };
-use stator_common::{Code, proto::worker::FinishReason};
+use stator_common::{
+    Code,
+    proto::worker::{FinishReason, Load},
+};
 use stator_engine::SchedulerStats;
 
 /// Counts requests and tokens of a worker. The handles are looked up once.
@@ -95,26 +98,24 @@ impl WorkerMetrics {
     }
 }
 
-/// What the scheduler of one engine says, under vLLM's names.
+/// What the scheduler of one engine counts, under vLLM's names.
 pub(crate) struct EngineMetrics {
-    running: Gauge,
-    waiting: Gauge,
-    kv_usage: Gauge,
     prefix_queries: Counter,
     prefix_hits: Counter,
     preemptions: Counter,
 }
 
+fn labels(model: &str, rank: u32) -> [(&'static str, String); 2] {
+    [
+        ("model_name", model.to_owned()),
+        ("engine", rank.to_string()),
+    ]
+}
+
 impl EngineMetrics {
     pub(crate) fn new(model: &str, rank: u32) -> Self {
-        let labels = [
-            ("model_name", model.to_owned()),
-            ("engine", rank.to_string()),
-        ];
+        let labels = labels(model, rank);
         Self {
-            running: gauge!("vllm:num_requests_running", &labels),
-            waiting: gauge!("vllm:num_requests_waiting", &labels),
-            kv_usage: gauge!("vllm:kv_cache_usage_perc", &labels),
             prefix_queries: counter!("vllm:prefix_cache_queries_total", &labels),
             prefix_hits: counter!("vllm:prefix_cache_hits_total", &labels),
             preemptions: counter!("vllm:num_preemptions_total", &labels),
@@ -122,9 +123,6 @@ impl EngineMetrics {
     }
 
     pub(crate) fn step(&self, stats: &SchedulerStats) {
-        self.running.set(stats.running);
-        self.waiting.set(stats.waiting);
-        self.kv_usage.set(stats.kv_usage);
         if stats.prefix_queries > 0 {
             self.prefix_queries.increment(stats.prefix_queries);
             self.prefix_hits.increment(stats.prefix_hits);
@@ -132,5 +130,15 @@ impl EngineMetrics {
         if stats.preempted > 0 {
             self.preemptions.increment(stats.preempted);
         }
+    }
+}
+
+/// Sets the gauges of the engines, under vLLM's names. Done when somebody asks, not in every step.
+pub(crate) fn set_loads(model: &str, ranks: &[Load]) {
+    for (rank, load) in (0..).zip(ranks) {
+        let labels = labels(model, rank);
+        gauge!("vllm:num_requests_running", &labels).set(load.running);
+        gauge!("vllm:num_requests_waiting", &labels).set(load.waiting);
+        gauge!("vllm:kv_cache_usage_perc", &labels).set(load.kv_usage);
     }
 }

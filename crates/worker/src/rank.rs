@@ -31,6 +31,7 @@ const WELL_AFTER: Duration = Duration::from_secs(300);
 
 /// A running engine and its requests.
 pub(crate) struct Active {
+    pub(crate) rank: u32,
     pub(crate) engine: Engine,
     pub(crate) requests: Arc<Requests>,
 }
@@ -132,17 +133,13 @@ impl Rank {
                 Ok(()) = states.changed() => {}
             }
         };
-        let info = engine.info();
-        info!(
-            rank = self.index,
-            vllm = info.vllm_version,
-            max_model_len = info.max_model_len,
-            kv_blocks = info.num_gpu_blocks,
-            adopted = info.adopted,
-            "engine ready"
-        );
         let states = engine.state();
-        Ok((Arc::new(Active { engine, requests }), states))
+        let active = Active {
+            rank: self.index,
+            engine,
+            requests,
+        };
+        Ok((Arc::new(active), states))
     }
 
     fn put(&self, active: Option<Arc<Active>>) {

@@ -45,6 +45,27 @@ impl Loads {
         }
     }
 
+    /// At most so many requests are left in a rank: the scheduler says nothing after an abort, if there is
+    /// nothing else to run.
+    pub(crate) fn cap(&self, rank: u32, requests: usize) {
+        let most = u32::try_from(requests).unwrap_or(u32::MAX);
+        let mut ranks = self.ranks.lock();
+        let load = &mut ranks[rank as usize];
+        if most == 0 {
+            *load = Load::default();
+        } else {
+            load.running = load.running.min(most);
+            load.waiting = load.waiting.min(most - load.running);
+        }
+        drop(ranks);
+        self.mark();
+    }
+
+    /// Returns the load of each rank.
+    pub(crate) fn ranks(&self) -> Vec<Load> {
+        self.ranks.lock().clone()
+    }
+
     /// An engine that is gone has no load.
     pub(crate) fn clear(&self, rank: u32) {
         self.ranks.lock()[rank as usize] = Load::default();
@@ -189,6 +210,9 @@ mod tests {
         loads.changed().await;
         let total = loads.total();
         assert_eq!((total.running, total.kv_usage), (7, 0.5));
+        loads.cap(0, 2);
+        assert_eq!(loads.total().running, 6);
+        loads.set(0, &stats(3, 0.25));
         loads.clear(1);
         loads.changed().await;
         assert_eq!(loads.total().running, 3);

@@ -13,7 +13,10 @@ use stator_common::telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::WorkerMetrics, status::Health};
+use crate::{
+    metrics::{self, WorkerMetrics},
+    status::Health,
+};
 
 /// A bound listener for the system routes.
 pub(crate) struct System {
@@ -88,6 +91,8 @@ async fn metrics_route(State(shared): State<Shared>) -> impl IntoResponse {
         .metrics
         .running
         .set(shared.health.requests.get() as f64);
+    let model = shared.health.models.first().map_or("", String::as_str);
+    metrics::set_loads(model, &shared.health.loads.ranks());
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4")],
         shared.telemetry.render(),

@@ -274,7 +274,11 @@ impl Publication<'_> {
         let mut complete = false;
         loop {
             changed.borrow_and_update();
-            let engines: Vec<Engine> = self.serving.active().map(|a| a.engine.clone()).collect();
+            let engines: Vec<Engine> = self
+                .serving
+                .active()
+                .map(|active| active.engine.clone())
+                .collect();
             complete |= engines.len() == self.serving.ranks.len();
             if engines.is_empty() {
                 if registration.take().is_some() {

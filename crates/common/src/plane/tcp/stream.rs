@@ -9,7 +9,10 @@ use std::{
 use futures::{Stream, future::poll_fn};
 use parking_lot::Mutex;
 
-use super::{client::Link, delta};
+use super::{
+    client::{Client, Link},
+    delta,
+};
 use crate::{Code, proto::worker::Delta};
 
 /// Bytes that may wait for one reader before its stream is ended: far more than the output of any
@@ -94,6 +97,9 @@ impl Slot {
 
 /// The outputs of one request. Dropping it before its last delta cancels the request at the worker.
 pub struct DeltaStream {
+    /// Keeps the connection open, also when nobody else has the client any more: a worker that drains is
+    /// forgotten while it finishes what runs.
+    _client: Client,
     link: Arc<Link>,
     slot: Arc<Slot>,
     stream: u32,
@@ -101,8 +107,9 @@ pub struct DeltaStream {
 }
 
 impl DeltaStream {
-    pub(super) fn new(link: Arc<Link>, slot: Arc<Slot>, stream: u32) -> Self {
+    pub(super) fn new(client: Client, link: Arc<Link>, slot: Arc<Slot>, stream: u32) -> Self {
         Self {
+            _client: client,
             link,
             slot,
             stream,

@@ -311,12 +311,17 @@ async fn a_lost_worker_ends_its_streams_and_a_new_one_is_found() {
 }
 
 #[tokio::test]
-async fn a_lost_processor_is_told_to_the_worker() {
+async fn a_processor_is_gone_with_its_last_stream_and_not_before() {
     let mut worker = worker(|_| {});
     let client = worker.client().await;
-    let _stream = client.generate(&request("a")).unwrap();
-    worker.submitted().await;
+    let mut stream = client.generate(&request("a")).unwrap();
+    let (connection, number, _) = worker.submitted().await;
     drop(client);
+    connection.send(&mut vec![tokens(number, [5])], None);
+    assert_eq!(stream.next().await.unwrap().tokens, [5]);
+    assert!(!connection.is_closed());
+    drop(stream);
+    assert!(matches!(worker.seen.recv().await, Some(Seen::Cancel(_))));
     assert!(matches!(worker.seen.recv().await, Some(Seen::Closed)));
 }
 

@@ -74,8 +74,8 @@ pub enum State {
     Gone { code: Code, message: String },
 }
 
-/// A processor's link to one worker. Cheap to clone. Dropping the last clone closes the connection, and
-/// streams that still run end as disconnected.
+/// A processor's link to one worker. Cheap to clone. The connection closes when the last clone and the last
+/// [`DeltaStream`] are gone.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -178,7 +178,7 @@ impl Client {
             return Err(PlaneError::TooLarge { size, limit });
         }
         let (slot, stream) = link.submit(request, size, &self.shared)?;
-        Ok(DeltaStream::new(link, slot, stream))
+        Ok(DeltaStream::new(self.clone(), link, slot, stream))
     }
 
     /// Fetches a file by its content. Cancel safe.
