@@ -84,7 +84,7 @@ impl Connected {
             });
         }
         if let Some(local) = &mut local {
-            local.is_started();
+            local.is_recorded(config.keep);
         }
 
         let sender = Sender::new(requests, identity.clone());

@@ -89,7 +89,7 @@ impl Drop for Guard {
 }
 
 /// Leaves the worker's session and process group. Async-signal-safe.
-pub(crate) fn lead_session() -> io::Result<()> {
+fn lead_session() -> io::Result<()> {
     nix::unistd::setsid().map(drop).map_err(io::Error::from)
 }
 

@@ -1,4 +1,17 @@
 //! One vLLM engine, driven from Rust: the only crate that knows vLLM (its wire, its Python, its flags).
+//!
+//! [`Engine::start`] spawns a headless vLLM, awaits one that somebody else starts, or adopts one that
+//! an earlier worker left running. Requests go in by [`Engine::submit`], which refuses whatever the
+//! engine would not survive; outputs come out at a [`StepSink`], one call per engine step, from the
+//! one task that receives them. Dropping a [`RequestHandle`] aborts its request. [`Engine::state`]
+//! tells when the engine is gone, and then each request that ran has got its one error; to go on,
+//! start again. The data-parallel ranks of a dense model are so many engines, each with a
+//! [`Config::run_dir`] of its own.
+//!
+//! The path of a request: `validate` checks it, `wire` writes it, `live` sends it and remembers it;
+//! `receive` reads the outputs by `wire` and looks their requests up in `live`. The life of an engine:
+//! `start` calls `spawn` and `handshake`, or `adopt`; `connected` makes it run; `supervise` watches it
+//! (`process`, `guard`, `logtail`) and clears away what is left.
 
 mod adopt;
 pub mod config;

@@ -34,7 +34,7 @@ impl Local {
         Self {
             child: Some(child),
             process,
-            guard,
+            guard: Some(guard),
             tail,
             starting: true,
         }
@@ -58,9 +58,12 @@ impl Local {
         })
     }
 
-    /// Notes that somebody has the engine now.
-    pub(crate) fn is_started(&mut self) {
+    /// Notes that there is a record of the engine now, and whether it may outlive us by that.
+    pub(crate) fn is_recorded(&mut self, keep: bool) {
         self.starting = false;
+        if keep && let Some(guard) = self.guard.take() {
+            guard.dismiss();
+        }
     }
 
     pub(crate) fn id(&self) -> ProcessId {

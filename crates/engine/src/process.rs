@@ -161,6 +161,16 @@ fn signal_group(id: ProcessId, signal: Signal) {
     let _ = killpg(Pid::from_raw(id.pid), signal);
 }
 
+/// Kills what is left of a group whose leader is gone: an EngineCore whose launcher was killed.
+///
+/// Does nothing if a process has the pid: that is another one then, since a pid is not given out again
+/// while a group still goes by it.
+pub(crate) fn kill_leaderless(pgid: i32) {
+    if ProcessId::of(pgid).is_none() && group_is_alive(pgid) {
+        kill_group(pgid);
+    }
+}
+
 /// Kills whatever is left of the group that the process `pgid` led.
 pub(crate) fn kill_group(pgid: i32) {
     let _ = killpg(Pid::from_raw(pgid), Signal::SIGKILL);
@@ -168,7 +178,11 @@ pub(crate) fn kill_group(pgid: i32) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{
+        io::{BufRead, BufReader},
+        os::unix::process::CommandExt,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -205,5 +219,24 @@ mod tests {
         process.ended().await;
         child.wait().expect("reap");
         assert!(Process::open(id).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_group_without_its_leader_is_killed() {
+        let mut leader = Command::new("/bin/sh")
+            .args(["-c", "sleep 1000 & echo $!"])
+            .process_group(0)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("spawn");
+        let pgid = leader.id().cast_signed();
+        let mut line = String::new();
+        let stdout = leader.stdout.take().expect("piped");
+        BufReader::new(stdout).read_line(&mut line).expect("read");
+        leader.wait().expect("reap");
+        let rest = ProcessId::of(line.trim().parse().expect("a pid")).expect("it runs");
+        let rest = Process::open(rest).expect("open");
+        kill_leaderless(pgid);
+        rest.ended().await;
     }
 }

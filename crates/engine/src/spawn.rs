@@ -4,19 +4,14 @@ use std::{fs::File, io, net::SocketAddr, path::Path, process::Stdio};
 
 use tokio::process::{Child, Command};
 
-use crate::{
-    config::Spawn,
-    guard::{self, Guard},
-    process::Process,
-};
+use crate::{config::Spawn, guard::Guard, process::Process};
 
 /// A spawned engine.
 pub(crate) struct Spawned {
     /// vLLM's launcher; the EngineCore is its child, in the same group.
     pub(crate) child: Child,
     pub(crate) process: Process,
-    /// Absent if the engine is kept.
-    pub(crate) guard: Option<Guard>,
+    pub(crate) guard: Guard,
 }
 
 /// What makes a Python vLLM's launcher.
@@ -26,7 +21,9 @@ pub(crate) const VLLM: [&str; 2] = ["-m", "vllm.entrypoints.cli.main"];
 ///
 /// - `program`: what comes between the executable and `serve`.
 /// - `log`: takes stdout and stderr, opened for appending.
-/// - `keep`: whether it may outlive this process.
+///
+/// Until it is ready it dies with this process, even if it is to be kept: an engine that nobody has a
+/// record of would hold its GPU for ever.
 ///
 /// The arguments after the caller's own exist unchanged in vLLM 0.23 to 0.33
 /// (`vllm/entrypoints/cli/serve.py`, `run_headless`).
@@ -35,19 +32,11 @@ pub(crate) fn spawn(
     program: &[&str],
     handshake: SocketAddr,
     log: &Path,
-    keep: bool,
 ) -> io::Result<Spawned> {
     let out = crate::logtail::create(log)?;
     let mut command = command(config, program, handshake, out)?;
-    let guard = if keep {
-        // SAFETY: setsid is async-signal-safe.
-        unsafe { command.pre_exec(guard::lead_session) };
-        None
-    } else {
-        let guard = Guard::spawn()?;
-        guard.enlist(&mut command)?;
-        Some(guard)
-    };
+    let guard = Guard::spawn()?;
+    guard.enlist(&mut command)?;
     let child = command.spawn()?;
     let pid = child.id().expect("nobody has waited for it");
     Ok(Spawned {

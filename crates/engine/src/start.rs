@@ -19,7 +19,7 @@ use crate::{
     introspect,
     local::Local,
     logtail::Tail,
-    process::Process,
+    process::{self, Process},
     rundir::{Fingerprint, Record, RunDir},
     schema::{Schema, Untested, check_version},
     sink::StepSink,
@@ -129,7 +129,11 @@ impl Starter {
 
     /// Takes over the engine of the record; one that does not fit or does not answer is ended.
     async fn adopted(&self, spawn: &Spawn, record: Record) -> Option<Connected> {
-        let process = Process::open(record.process?).ok()?;
+        let id = record.process?;
+        let Ok(process) = Process::open(id) else {
+            process::kill_leaderless(id.pid);
+            return None;
+        };
         if !record.keep || record.launch != Fingerprint::from(spawn) {
             info!(
                 pid = process.id().pid,
@@ -180,8 +184,7 @@ impl Starter {
         };
         let log = self.run_dir.log();
         let program = if simulated { &[][..] } else { &spawn::VLLM };
-        let spawned = spawn::spawn(spawn, program, handshake.addr(), &log, self.config.keep)
-            .map_err(spawn_error)?;
+        let spawned = spawn::spawn(spawn, program, handshake.addr(), &log).map_err(spawn_error)?;
         let tail = Tail::open(&log, self.config.dp_rank, false).map_err(spawn_error)?;
         let mut local = Local::spawned(spawned, tail);
         info!(pid = local.pid(), log = %log.display(), "vLLM started");
