@@ -23,6 +23,9 @@ pub struct Request {
     pub kv_transfer_params: Option<Bytes>,
     /// W3C trace context.
     pub trace_headers: Vec<(String, String)>,
+    /// Whether structured outputs hold from the first token on, or only after the model's thoughts.
+    /// Absent: the engine tells from the prompt.
+    pub reasoning_ended: Option<bool>,
     /// The engine queues the request and ends it at once, so that its KV connector lets go of
     /// what the other engine holds. No output follows.
     pub abort_immediately: bool,

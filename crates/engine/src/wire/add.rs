@@ -38,6 +38,7 @@ impl Codec {
             RequestSlot::ClientIndex => context.client_index != 0,
             RequestSlot::Priority => request.priority != 0,
             RequestSlot::TraceHeaders => !request.trace_headers.is_empty(),
+            RequestSlot::ReasoningEnded => request.reasoning_ended.is_some(),
             RequestSlot::AbortImmediately => request.abort_immediately,
             RequestSlot::Id
             | RequestSlot::Prompt
@@ -75,6 +76,10 @@ impl Codec {
                         writer.str(value);
                     }
                 }
+                RequestSlot::ReasoningEnded => match request.reasoning_ended {
+                    Some(ended) => writer.bool(ended),
+                    None => writer.nil(),
+                },
                 RequestSlot::AbortImmediately => writer.bool(request.abort_immediately),
                 RequestSlot::Default(value) => writer.raw(value),
             }

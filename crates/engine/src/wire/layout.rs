@@ -29,6 +29,7 @@ pub(super) enum RequestSlot {
     ClientIndex,
     Priority,
     TraceHeaders,
+    ReasoningEnded,
     AbortImmediately,
     /// A field that is never set here: its default, encoded.
     Default(Box<[u8]>),
@@ -102,6 +103,7 @@ impl Layout {
                     ("client_index", RequestSlot::ClientIndex),
                     ("priority", RequestSlot::Priority),
                     ("trace_headers", RequestSlot::TraceHeaders),
+                    ("reasoning_ended", RequestSlot::ReasoningEnded),
                     ("abort_immediately", RequestSlot::AbortImmediately),
                 ],
                 // Required, and nil in a request that generates from tokens.

@@ -189,6 +189,7 @@ fn requests() -> Vec<Case> {
                     path: "/adapters/ada".into(),
                 }),
                 trace_headers: vec![("traceparent".into(), "00-1-2-01".into())],
+                reasoning_ended: Some(true),
                 abort_immediately: true,
                 ..request()
             },
@@ -199,6 +200,7 @@ fn requests() -> Vec<Case> {
                 "lora_request":
                     {"lora_name": "ada", "lora_int_id": 2, "lora_path": "/adapters/ada"},
                 "trace_headers": {"traceparent": "00-1-2-01"},
+                "reasoning_ended": true,
                 "abort_immediately": true,
             }),
             &json!({}),

@@ -20,6 +20,8 @@ use crate::openai::{ApiError, json};
 
 /// Bytes after which a chunk is sent although more pieces are ready.
 const CHUNK: usize = 64 << 10;
+/// Bytes of the buffer that events are written into: some fifteen events, used again once they were sent.
+const BUFFER: usize = 4 << 10;
 
 /// How an endpoint writes its events.
 pub(crate) trait Format: Send + Unpin + 'static {
@@ -49,7 +51,7 @@ pub(crate) async fn sse(
         format,
         observation,
         text,
-        out: BytesMut::new(),
+        out: BytesMut::with_capacity(BUFFER),
         ended: false,
     };
     body.format.begin(&mut body.out);

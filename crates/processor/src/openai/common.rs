@@ -161,6 +161,7 @@ pub(crate) struct Common {
     stop: Vec<String>,
     include_stop: bool,
     detokenize: DetokenizeOptions,
+    reasoning_ended: Option<bool>,
     /// The field that a constraint came from, if there is one.
     constraint: &'static str,
 }
@@ -191,6 +192,7 @@ impl Common {
                 ))
             });
         Ok(Self {
+            reasoning_ended: None,
             constraint: structured::field(shared),
             request_id: head.id.clone(),
             n: sampling::choices(shared)?,
@@ -210,6 +212,11 @@ impl Common {
     /// Returns the number of choices per prompt.
     pub(crate) fn n(&self) -> usize {
         self.n
+    }
+
+    /// Says that a constraint holds for thoughts as well.
+    pub(crate) fn constrain_thoughts(&mut self) {
+        self.reasoning_ended = Some(true);
     }
 
     /// Keeps special tokens in the text, for parsers that look for them.
@@ -235,6 +242,7 @@ impl Common {
             priority: self.priority,
             dp_rank: self.dp_rank,
             trace_headers: self.trace_headers.clone(),
+            reasoning_ended: self.reasoning_ended,
             ..GenerateRequest::default()
         };
         let tokenizer = &model.assets.tokenizer;

@@ -137,6 +137,10 @@ pub(super) async fn prepare(
         .filter(|_| counts)
         .map(|_| counter())
         .collect::<Result<_, _>>()?;
+    if own.include_reasoning == Some(false) {
+        // Nobody would see thoughts; as in vLLM, the constraint then leaves no room for them.
+        common.constrain_thoughts();
+    }
     if readers.iter().any(Reader::needs_special_tokens) {
         common.keep_special_tokens();
     }
