@@ -56,14 +56,12 @@ fn main() -> Result<()> {
         prompt.len()
     );
     report("render the template", 1, || {
-        Ok(drop(template.render(&conversation)?))
+        Ok(template.render(&conversation)?)
     })?;
-    report("encode whole", 1, || {
-        Ok(drop(plain.encode(&prompt, false)?))
-    })?;
+    report("encode whole", 1, || Ok(plain.encode(&prompt, false)?))?;
     remembering.encode(&prompt, false)?;
     report("encode, all turns seen before", 1, || {
-        Ok(drop(remembering.encode(&prompt, false)?))
+        Ok(remembering.encode(&prompt, false)?)
     })?;
     let mut longer = prompt.clone();
     let mut n = 400;
@@ -71,7 +69,7 @@ fn main() -> Result<()> {
         longer.truncate(prompt.len());
         longer.push_str(&format!("<|im_start|>user\n{}<|im_end|>\n", turn(n)));
         n += 1;
-        Ok(drop(remembering.encode(&longer, false)?))
+        Ok(remembering.encode(&longer, false)?)
     })?;
 
     let mut text = String::with_capacity(prompt.len() * 2);
@@ -105,7 +103,7 @@ fn main() -> Result<()> {
 }
 
 /// Runs the work several times and prints the fastest.
-fn report(what: &str, per: usize, mut work: impl FnMut() -> Result<()>) -> Result<()> {
+fn report<T>(what: &str, per: usize, mut work: impl FnMut() -> Result<T>) -> Result<()> {
     let mut best = Duration::MAX;
     for _ in 0..ROUNDS {
         let start = Instant::now();

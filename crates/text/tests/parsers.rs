@@ -20,13 +20,16 @@ fn tool_list() -> Vec<Value> {
     vec![tool("get_weather"), tool("now")]
 }
 
-/// Answers with one or two calls in the formats of well-known models, and what they mean.
-fn answers() -> Vec<(
+/// A parser, what it is given, and the text and the calls in it.
+type Answer = (
     &'static str,
     &'static str,
     &'static str,
     Vec<(&'static str, Value)>,
-)> {
+);
+
+/// Answers with one or two calls in the formats of well-known models, and what they mean.
+fn answers() -> Vec<Answer> {
     let weather = || {
         (
             "get_weather",
