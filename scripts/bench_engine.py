@@ -1,9 +1,10 @@
-"""The engine alone, in this process: the ceiling of `bench_gpu.py`. Takes its job as JSON, prints {streams: tokens/s}."""
+"""The engine alone, in this process: the ceiling of `bench_gpu.py`. Takes its job as JSON and the file that gets {streams: tokens/s}."""
 
 import json
 import random
 import sys
 import time
+from pathlib import Path
 
 from vllm import LLM, SamplingParams
 
@@ -23,7 +24,7 @@ def main():
             outputs = llm.generate(prompts, params, use_tqdm=False)
             tokens = sum(len(o.outputs[0].token_ids) for o in outputs)
             rates[streams] = tokens / (time.perf_counter() - start)
-    print(json.dumps(rates))
+    Path(sys.argv[2]).write_text(json.dumps(rates))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ pub(crate) const ENVIRONMENT: &[(&str, &[&str])] = &[
 #[derive(Debug, Parser)]
 #[command(
     version,
+    about = "A worker of Stator: drives a vLLM engine and takes requests from processors",
     max_term_width = 100,
     override_usage = "stator-agg MODEL [OPTIONS] [VLLM FLAGS]",
     disable_version_flag = true

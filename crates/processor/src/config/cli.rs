@@ -27,7 +27,7 @@ pub(super) const ENVIRONMENT: &[(&str, &[&str])] = &[
     ),
     (
         "discovery-path",
-        &["STATOR_DISCOVERY_PATH", "STATOR_FILE_KV", "DYN_FILE_KV"],
+        &["STATOR_FILE_KV", "DYN_FILE_KV"],
     ),
     ("router-mode", &["STATOR_ROUTER_MODE", "DYN_ROUTER_MODE"]),
     ("api-key", &["STATOR_API_KEY"]),
