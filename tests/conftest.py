@@ -6,10 +6,17 @@ test asks for it.
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from support.api import Api
 from support.cluster import Reference, Settings, Topology
+
+
+def pytest_configure() -> None:
+    # Ended from outside, the tests end what they started, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", 143))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -350,16 +350,17 @@ def tools() -> Iterator:
     yield CHAT, chat(question, tools=both)
     yield CHAT, chat(question, tools=both, tool_choice="auto")
     yield CHAT, chat(question, tools=both, tool_choice="none")
+    # Held to their schemas, or a random model would call with a number. It would also call again
+    # and again; the end token is what it likes best where a call may be the last.
     shaped = [strict(tool) for tool in both]
-    for group in (both, shaped):
-        limits = {"max_tokens": 100, "logit_bias": NO_SPACE}
-        yield CHAT, chat(question, tools=group, tool_choice="required", **limits)
-        yield CHAT, chat(question, tools=group[1:], tool_choice="required", **limits)
-        yield CHAT, chat(question, tools=group, tool_choice="required", parallel_tool_calls=False, **limits)
-        for tool in group:
-            named = {"type": "function", "function": {"name": tool["function"]["name"]}}
-            yield CHAT, chat(question, tools=group, tool_choice=named, **limits)
-            yield CHAT, chat(question, tools=group, tool_choice=named, n=2, seed=3, **limits | {"temperature": 1.0})
+    limits = {"max_tokens": 100, "logit_bias": NO_SPACE | {"2": 100}}
+    yield CHAT, chat(question, tools=shaped, tool_choice="required", **limits)
+    yield CHAT, chat(question, tools=shaped[1:], tool_choice="required", **limits)
+    yield CHAT, chat(question, tools=shaped, tool_choice="required", parallel_tool_calls=False, **limits)
+    for tool in shaped:
+        named = {"type": "function", "function": {"name": tool["function"]["name"]}}
+        yield CHAT, chat(question, tools=shaped, tool_choice=named, **limits)
+        yield CHAT, chat(question, tools=shaped, tool_choice=named, n=2, seed=3, **limits | {"temperature": 1.0})
     yield CHAT, chat(history, tools=both)
     yield CHAT, chat(history)
     # A call in the form that the tool parser reads, spelled by a grammar.

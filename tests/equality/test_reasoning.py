@@ -27,7 +27,7 @@ def bodies() -> Iterator[dict]:
         yield chat("Think first", logit_bias=bias, max_tokens=50, **WORDS)
         yield chat("Think and stop", logit_bias=bias, max_tokens=50, stop=["a", "e"], **WORDS)
     yield chat("Do not think", chat_template_kwargs={"enable_thinking": False})
-    yield chat("Keep it to yourself", logit_bias=ENDS[2], include_reasoning=False, **WORDS)
+    yield chat("Keep it to yourself", include_reasoning=False, max_tokens=50)
     yield chat("With logprobs", logit_bias=ENDS[2], logprobs=True, top_logprobs=1, **WORDS)
     yield chat("With ids", logit_bias=ENDS[2], return_token_ids=True, **WORDS)
     schema = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}

@@ -7,6 +7,7 @@ where one chunk ends is the server's choice.
 
 from __future__ import annotations
 
+import json
 import math
 
 from .api import Answer
@@ -80,7 +81,17 @@ def clean(value: object, without: set[str]) -> object:
     if not isinstance(value, dict):
         return value
     kept = {key: clean(element, without) for key, element in value.items() if key not in without}
+    if "arguments" in kept:
+        kept["arguments"] = parsed(kept["arguments"])
     return {key: element for key, element in kept.items() if element is not None and element != {}}
+
+
+def parsed(arguments: str | None) -> object:
+    """The arguments of a call as a value: vLLM's white space differs between a stream and an answer."""
+    try:
+        return json.loads(arguments or "")
+    except ValueError:
+        return arguments
 
 
 def assemble(events: list[dict]) -> dict:
