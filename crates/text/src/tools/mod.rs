@@ -2,7 +2,7 @@
 //!
 //! The formats are those of the `tool-parser` crate (smg-project/smg); this module gives its parsers the names
 //! that vLLM's `--tool-call-parser` has, takes their `async` away (they never wait), and evens out where their
-//! results differ from vLLM's: the spacing of arguments, and line breaks around Hermes tags.
+//! results differ from vLLM's: the spacing of arguments. The Hermes format, the commonest, is read here (`hermes`).
 
 mod at_end;
 mod hermes;
@@ -19,7 +19,7 @@ use tool_parser::{ParserFactory, ToolParser as Inner};
 use crate::python_json::PythonJson;
 
 use at_end::{AtEnd, Opens};
-use hermes::HermesLines;
+use hermes::Hermes;
 
 /// A format: vLLM's name, the parser crate's name, and whether the format is written in special tokens, which
 /// detokenization must then keep.
@@ -161,7 +161,7 @@ pub struct ToolParser {
     format: &'static Format,
     inner: Box<dyn Inner>,
     tools: Vec<Tool>,
-    hermes: Option<HermesLines>,
+    hermes: Option<Hermes>,
     at_end: Option<AtEnd>,
     /// One per call of the stream.
     spacing: Vec<PythonJson>,
@@ -205,7 +205,7 @@ impl ToolParser {
                 })
             })
             .collect::<Result<_, _>>()?;
-        let hermes = (format.parser == HERMES).then(HermesLines::new);
+        let hermes = (format.parser == HERMES).then(Hermes::new);
         let at_end = match format.parser {
             "pythonic" => Some(Opens::WholeAnswer),
             "deepseek" | "deepseek31" => Some(Opens::Marker("<｜tool▁calls▁begin｜>")),
@@ -240,13 +240,15 @@ impl ToolParser {
                 calls: Vec::new(),
             };
         }
-        let aligned = self.hermes.as_mut().map(|hermes| hermes.push(text));
-        self.push_aligned(aligned.as_deref().unwrap_or(text), new_id)
+        match &mut self.hermes {
+            Some(hermes) => hermes.push(text, new_id),
+            None => self.push_sliced(text, new_id),
+        }
     }
 
     /// Feeds the parser in slices: it drops the text in front of a call that comes in one piece with it, and sees no
     /// more than one step of a call per piece.
-    fn push_aligned(&mut self, text: &str, new_id: &mut NewId<'_>) -> ParsedDelta {
+    fn push_sliced(&mut self, text: &str, new_id: &mut NewId<'_>) -> ParsedDelta {
         let mut all = ParsedDelta::default();
         let mut rest = text;
         while !rest.is_empty() {
@@ -310,12 +312,10 @@ impl ToolParser {
                 calls: calls.collect(),
             };
         }
-        let held = self
-            .hermes
-            .as_mut()
-            .map(HermesLines::finish)
-            .unwrap_or_default();
-        let mut last = self.push_aligned(&held, new_id);
+        if let Some(hermes) = &mut self.hermes {
+            return hermes.finish(new_id);
+        }
+        let mut last = ParsedDelta::default();
         for item in self.inner.get_unstreamed_tool_args().unwrap_or_default() {
             let delta = self.delta(item, new_id);
             last.calls.push(delta);
@@ -327,12 +327,10 @@ impl ToolParser {
 
     /// Parses a complete answer into its text and its calls. Where there is no call, all of it is text.
     pub fn parse_complete(&self, text: &str, new_id: &mut NewId<'_>) -> (String, Vec<ToolCall>) {
-        let aligned = self.hermes.is_some().then(|| {
-            let mut hermes = HermesLines::new();
-            hermes.push(text) + &hermes.finish()
-        });
-        let aligned = aligned.as_deref().unwrap_or(text);
-        let parsed = ready(self.inner.parse_complete_with_tools(aligned, &self.tools));
+        if self.hermes.is_some() {
+            return hermes::parse_complete(text, new_id);
+        }
+        let parsed = ready(self.inner.parse_complete_with_tools(text, &self.tools));
         match parsed {
             Some(Ok((rest, calls))) if !calls.is_empty() => {
                 let calls = calls.into_iter().map(|call| ToolCall {
