@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
@@ -11,15 +11,55 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpStream;
 
-/// Where completions are asked for.
-const PATH: &str = "/v1/completions";
+/// A request, ready to be sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    path: &'static str,
+    body: Bytes,
+}
+
+impl Ask {
+    /// A streamed completion of `tokens` tokens.
+    pub(crate) fn completion(prompt: &str, tokens: usize) -> Self {
+        let body = json!({
+            "model": "bench", "prompt": prompt, "max_tokens": tokens, "temperature": 0,
+            "ignore_eos": true, "stream": true,
+        });
+        Self {
+            path: "/v1/completions",
+            body: Bytes::from(body.to_string()),
+        }
+    }
+
+    /// A streamed answer of one token in a conversation, whose turns user and assistant take in turn.
+    pub(crate) fn chat(turns: &[String]) -> Self {
+        let roles = ["user", "assistant"].into_iter().cycle();
+        let turns = roles.zip(turns);
+        let messages: Vec<_> = turns
+            .map(|(role, content)| json!({"role": role, "content": content}))
+            .collect();
+        let body = json!({
+            "model": "bench", "messages": messages, "max_tokens": 1, "temperature": 0,
+            "ignore_eos": true, "stream": true,
+        });
+        Self {
+            path: "/v1/chat/completions",
+            body: Bytes::from(body.to_string()),
+        }
+    }
+
+    /// Bytes of the body.
+    pub(crate) fn len(&self) -> usize {
+        self.body.len()
+    }
+}
 
 /// What one answer brought.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answer {
-    /// From the request to the first event, or to the whole answer if it was not streamed.
+    /// From the request to the first event.
     pub(crate) first: Duration,
-    /// Events with content. Deltas may share one when the reader is slow.
+    /// Events. Deltas may share one when the reader is slow.
     pub(crate) events: usize,
 }
 
@@ -30,6 +70,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Connects to `host:port`.
     pub(crate) async fn open(address: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await.context("connect")?;
         stream.set_nodelay(true).context("set no delay")?;
@@ -39,34 +80,41 @@ impl Connection {
     }
 
     /// Asks, and reads the answer to its end.
-    pub(crate) async fn ask(&mut self, body: &Bytes) -> anyhow::Result<Answer> {
-        let request = Request::post(PATH)
+    pub(crate) async fn ask(&mut self, ask: &Ask) -> anyhow::Result<Answer> {
+        self.watch(ask, |_| {}).await
+    }
+
+    /// Asks, and reads the answer to its end; `seen` is told how many events each piece of it ends.
+    pub(crate) async fn watch(
+        &mut self,
+        ask: &Ask,
+        mut seen: impl FnMut(usize),
+    ) -> anyhow::Result<Answer> {
+        let request = Request::post(ask.path)
             .header("host", "bench")
             .header("content-type", "application/json")
-            .body(Full::new(body.clone()))
+            .body(Full::new(ask.body.clone()))
             .context("make a request")?;
         self.sender.ready().await.context("connection lost")?;
         let start = Instant::now();
         let response = self.sender.send_request(request).await.context("ask")?;
         let status = response.status();
         let mut body = response.into_body();
+        if !status.is_success() {
+            let text = body.collect().await.context("read the refusal")?.to_bytes();
+            bail!("{status}: {}", String::from_utf8_lossy(&text));
+        }
         let (mut first, mut events) = (None, 0);
-        let mut tail = Vec::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.context("read the answer")?.into_data() else {
                 continue;
             };
             first.get_or_insert_with(|| start.elapsed());
-            events += count_events(&data);
-            if !status.is_success() {
-                tail.extend_from_slice(&data);
-            }
-        }
-        if !status.is_success() {
-            bail!("{status}: {}", String::from_utf8_lossy(&tail));
+            let ended = count_events(&data);
+            events += ended;
+            seen(ended);
         }
         let first = first.context("an empty answer")?;
-        ensure!(events > 0 || tail.is_empty(), "no events");
         Ok(Answer { first, events })
     }
 }
@@ -74,13 +122,4 @@ impl Connection {
 /// Events of a stream, or of a part of one: each ends in an empty line.
 fn count_events(data: &[u8]) -> usize {
     data.windows(2).filter(|pair| pair == b"\n\n").count()
-}
-
-/// A request for `tokens` tokens, streamed or not.
-pub(crate) fn body(prompt: &str, tokens: usize, stream: bool) -> Bytes {
-    let body = json!({
-        "model": "bench", "prompt": prompt, "max_tokens": tokens, "temperature": 0,
-        "ignore_eos": true, "stream": stream,
-    });
-    Bytes::from(body.to_string())
 }

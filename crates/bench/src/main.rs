@@ -36,7 +36,10 @@ struct Cli {
 enum Command {
     /// The bare HTTP server that the others are compared with.
     #[command(hide = true)]
-    Yardstick,
+    Yardstick {
+        /// Microseconds between two events of a stream.
+        pace: u64,
+    },
 }
 
 /// How to measure.
@@ -89,8 +92,8 @@ impl Options {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    if let Some(Command::Yardstick) = cli.command {
-        return yardstick::serve().await;
+    if let Some(Command::Yardstick { pace }) = cli.command {
+        return yardstick::serve(Duration::from_micros(pace)).await;
     }
     let json = cli.options.json.clone();
     let figures = tokio::select! {

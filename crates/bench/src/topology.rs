@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::client::Connection;
+use crate::client::{Ask, Connection};
 
 /// How long a topology may take to answer; it takes a second.
 const START: Duration = Duration::from_secs(30);
@@ -185,9 +185,7 @@ impl Topology {
             }
             let asked = async {
                 let mut connection = Connection::open(&self.address).await?;
-                connection
-                    .ask(&crate::client::body("hello", 1, false))
-                    .await
+                connection.ask(&Ask::completion("hello", 1)).await
             };
             match asked.await {
                 Ok(_) => answers += 1,
