@@ -12,11 +12,13 @@ usage: demo.py [--once] [-- VLLM FLAGS]      (--once: end after the answer)
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -70,7 +72,23 @@ def start(serve: str, name: str, url: str, python, flags: list[str]) -> subproce
         "--http-port", url.rpartition(":")[2], "--name", "demo", "--plain", "--", *flags,
     ]
     # A session of its own: Ctrl-C reaches this script, which then ends the topology in order.
-    return subprocess.Popen(command, env=env, start_new_session=True)
+    topology = subprocess.Popen(
+        command, env=env, start_new_session=True, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    threading.Thread(target=show_states, args=(topology,), daemon=True).start()
+    return topology
+
+
+def show_states(topology: subprocess.Popen) -> None:
+    """Shows what the launcher says itself; what its processes log only if it comes to nothing."""
+    last = collections.deque(maxlen=40)
+    for line in topology.stdout:
+        last.append(line)
+        if " | " not in line:
+            print("   ", line, end="", flush=True)
+    if topology.wait() != 0:
+        print("".join(last), file=sys.stderr)
 
 
 def wait_until_ready(topology: subprocess.Popen, url: str) -> None:
@@ -86,6 +104,9 @@ def wait_until_ready(topology: subprocess.Popen, url: str) -> None:
 
 def show_answer(url: str, name: str, is_random: bool) -> None:
     body = {"model": name, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 40}
+    if is_random:
+        # Else it may well end after one word.
+        body["min_tokens"] = 20
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )

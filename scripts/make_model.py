@@ -1,12 +1,12 @@
 """Makes a tiny Qwen3 with random weights, its own tokenizer and chat template.
 
-Two layers, 2.6 MB: an engine serves it in a few milliseconds per request on one
+Two layers, 1.3 MB: an engine serves it in a few milliseconds per request on one
 core. What it says has no meaning, but all of serving is there: a byte-level BPE
 tokenizer whose tokens cut through UTF-8 sequences, special tokens, a chat template
 with tools and thinking, defaults in generation_config.json, answers that end by
 themselves. The same arguments give the same files, byte for byte.
 
-usage: make_model.py OUT        (needs numpy, safetensors, tokenizers)
+usage: make_model.py OUT        (needs numpy, tokenizers)
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import sys
 from pathlib import Path
 
 import numpy
-from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 # Changes whenever the output does, so that an old model is made anew.
-REVISION = 2
+REVISION = 3
 
 SEED = 20
 
@@ -110,19 +109,13 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def bfloat16(values: numpy.ndarray) -> numpy.ndarray:
-    """Rounds to what bfloat16 can hold."""
-    bits = values.astype(numpy.float32).view(numpy.uint32)
-    return (bits & 0xFFFF0000).view(numpy.float32)
-
-
 def weights(vocabulary: int, eos: int) -> dict[str, numpy.ndarray]:
     rng = numpy.random.default_rng(SEED)
     hidden, inner, head = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["head_dim"]
     queries, keys = SIZES["num_attention_heads"] * head, SIZES["num_key_value_heads"] * head
 
     def matrix(rows: int, columns: int) -> numpy.ndarray:
-        return bfloat16(rng.normal(0.0, 0.2, (rows, columns)))
+        return rng.normal(0.0, 0.2, (rows, columns)).astype(numpy.float32)
 
     ones = lambda size: numpy.ones(size, numpy.float32)  # noqa: E731
     tensors = {"model.embed_tokens.weight": matrix(vocabulary, hidden)}
@@ -176,7 +169,22 @@ def make(out: Path) -> None:
         do_sample=True, temperature=0.7, top_k=20, top_p=0.8, eos_token_id=[eos, pad], pad_token_id=pad,
     ))
     write_json(out / "config.json", configuration(vocabulary, eos, pad))
-    save_file(weights(vocabulary, eos), out / "model.safetensors", metadata={"format": "pt"})
+    save_bfloat16(weights(vocabulary, eos), out / "model.safetensors")
+
+
+def save_bfloat16(tensors: dict[str, numpy.ndarray], path: Path) -> None:
+    """Writes float32 tensors as bfloat16, which numpy has no type for: the upper half of each number.
+
+    A safetensors file is the length of a JSON header, the header, and the tensors.
+    """
+    header: dict = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, tensor in tensors.items():
+        start = len(data)
+        data += (tensor.view(numpy.uint32) >> 16).astype("<u2").tobytes()
+        header[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, len(data)]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -10,6 +10,6 @@ TINY = host.ROOT / ".models" / "tiny"
 
 
 def tiny(python: Path) -> Path:
-    """The tiny random model; `python` must have numpy, safetensors and tokenizers."""
+    """The tiny random model; `python` must have numpy and tokenizers."""
     host.call(python, host.ROOT / "scripts" / "make_model.py", TINY)
     return TINY
