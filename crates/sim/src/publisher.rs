@@ -28,7 +28,7 @@ pub struct PublisherError {
 }
 
 impl Publisher {
-    /// Binds the endpoints, with the rank added to their ports, and writes the resolved ones into `config`.
+    /// Binds the endpoints, with the rank added to their ports, and writes them into `config`.
     ///
     /// As with vLLM, an endpoint without a wildcard is connected to, not bound.
     ///
@@ -137,10 +137,14 @@ async fn say_again(
     }
 }
 
+/// Binds, and says where: as configured, as vLLM does, unless the port was left open.
 async fn bind(socket: &mut impl Socket, endpoint: &str) -> Result<String, PublisherError> {
     let wanted = endpoint.replace('*', "0.0.0.0");
     match socket.bind(&wanted).await {
-        Ok(bound) => Ok(bound.to_string().replace("0.0.0.0", "127.0.0.1")),
+        Ok(bound) if endpoint == "tcp://*:0" => {
+            Ok(bound.to_string().replace("0.0.0.0", "127.0.0.1"))
+        }
+        Ok(_) => Ok(endpoint.to_owned()),
         Err(source) => Err(PublisherError {
             endpoint: wanted,
             source,
