@@ -25,10 +25,7 @@ pub(super) const ENVIRONMENT: &[(&str, &[&str])] = &[
             "DYN_STORE_KV",
         ],
     ),
-    (
-        "discovery-path",
-        &["STATOR_FILE_KV", "DYN_FILE_KV"],
-    ),
+    ("discovery-path", &["STATOR_FILE_KV", "DYN_FILE_KV"]),
     ("router-mode", &["STATOR_ROUTER_MODE", "DYN_ROUTER_MODE"]),
     ("api-key", &["STATOR_API_KEY"]),
     ("api-key-file", &["STATOR_API_KEY_FILE"]),
