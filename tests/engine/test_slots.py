@@ -29,14 +29,14 @@ def test_a_client_that_disconnects_frees_its_slot(topology, worker, stream):
         if stream:
             with client.stream("POST", "/v1/completions", json=body) as response:
                 next(response.iter_lines())
-                wait_until("the request runs", lambda: is_running(worker, 1), 30)
+                wait_until("the request runs", lambda: is_running(worker, 1), 120)
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/v1/completions", json=body, timeout=httpx.Timeout(5, read=0.3))
-    wait_until("nothing runs", lambda: is_running(worker, 0), 30)
+    wait_until("nothing runs", lambda: is_running(worker, 0), 120)
 
 
 def test_a_choice_that_stops_early_frees_its_slot(topology, worker):
     answer = topology.api.complete(LONG["prompt"], max_tokens=2000, ignore_eos=True, stop=["a", "e", "o"])
     assert answer.json["choices"][0]["finish_reason"] == "stop"
-    wait_until("nothing runs", lambda: is_running(worker, 0), 30)
+    wait_until("nothing runs", lambda: is_running(worker, 0), 120)
