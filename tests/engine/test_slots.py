@@ -28,7 +28,9 @@ def test_a_client_that_disconnects_frees_its_slot(topology, worker, stream):
         body = LONG | {"stream": stream}
         if stream:
             with client.stream("POST", "/v1/completions", json=body) as response:
-                next(response.iter_lines())
+                # Held: an iterator that is dropped closes the connection.
+                lines = response.iter_lines()
+                next(lines)
                 wait_until("the request runs", lambda: is_running(worker, 1), 120)
         else:
             with pytest.raises(httpx.ReadTimeout):
