@@ -57,6 +57,14 @@ fn flags(port: u16, events: &Path) -> Vec<String> {
     flags
 }
 
+/// Returns how many tokens the model knows.
+fn vocab_size() -> u32 {
+    let config = from_root("STATOR_TEST_MODEL", ".models/tiny").join("config.json");
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
+    u32::try_from(config["vocab_size"].as_u64().unwrap()).unwrap()
+}
+
 /// A request: its id, prompt, `max_tokens` and further sampling parameters.
 type Step = (&'static str, Vec<u32>, u32, Vec<(&'static str, Value)>);
 
@@ -76,7 +84,8 @@ async fn scenario(frontend: &mut Frontend) -> Vec<String> {
     let mut subscriber = Subscriber::connect(&ready).await;
     let range = |from: u32, to: u32| (from..to).collect::<Vec<u32>>();
     let scattered = |step: u32, len: u32| (0..len).map(|x| x * step % 400 + 10).collect::<Vec<_>>();
-    let all_tokens = ("stop_token_ids", Value::from(range(0, 415)));
+    // Whatever comes first, stops: the two do not choose the same tokens.
+    let all_tokens = ("stop_token_ids", Value::from(range(0, vocab_size())));
     let salted = |mut fields: Vec<Value>| {
         fields[7] = "tenant".into();
         fields
