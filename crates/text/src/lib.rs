@@ -7,6 +7,7 @@
 //! where it does not.
 
 mod detokenizer;
+mod encoder;
 mod files;
 mod logprobs;
 mod markers;
@@ -21,6 +22,7 @@ pub mod template;
 pub mod tools;
 
 pub use detokenizer::{DetokenizeOptions, Detokenizer};
+pub use encoder::NotFaster;
 pub use files::{ModelFiles, SpecialTokens};
 pub use logprobs::LogprobTexts;
 pub use segments::SegmentCache;

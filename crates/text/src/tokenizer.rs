@@ -6,9 +6,13 @@ use stator_common::code::Code;
 use tokenizers::{DecoderWrapper, PreTokenizerWrapper, Tokenizer as HfTokenizer};
 
 use crate::detokenizer::{DetokenizeOptions, Detokenizer};
+use crate::encoder::{self, Encoder, NotFaster};
 use crate::files::{Additions, ModelFiles, SpecialTokens, generation_eos_ids};
 use crate::segments::{Remembered, Segment, SegmentCache, Segmenter};
 use crate::vocab::{Piece, Vocab, token_string};
+
+/// Bytes from which looking for remembered segments is cheaper than encoding fast.
+const WORTH_CUTTING: usize = 16 << 10;
 
 /// Turns text into token ids and back. Cheap to clone; clones share the cache.
 #[derive(Clone, Debug)]
@@ -18,7 +22,7 @@ pub struct Tokenizer {
 
 #[derive(Debug)]
 struct Inner {
-    tokenizer: HfTokenizer,
+    encoder: Encoder,
     special: SpecialTokens,
     max_id: u32,
     vocab_size: usize,
@@ -166,7 +170,7 @@ impl Tokenizer {
                 vocab,
                 space_marker: tokenizer.get_pre_tokenizer().and_then(space_marker),
                 segments,
-                tokenizer,
+                encoder: Encoder::new(tokenizer),
             }),
         })
     }
@@ -176,19 +180,24 @@ impl Tokenizer {
     /// - `add_special_tokens`: put around the text what the model's post-processor does (`<s>`), as for a plain
     ///   completion; a rendered chat template has it already.
     ///
-    /// Costs about a microsecond per new token, and far less for segments seen before; a long prompt
-    /// belongs off the async threads.
+    /// Costs about a microsecond per new token, and far less for segments seen before or after
+    /// [`Self::speed_up`]; a long prompt belongs off the async threads.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        if text.len() < WORTH_CUTTING
+            && let Some(ids) = self.inner.encoder.encode_fast(text, add_special_tokens)
+        {
+            return Ok(ids);
+        }
         let Some(segments) = &self.inner.segments else {
-            return self.encode_whole(text, add_special_tokens);
+            return self.inner.encoder.encode(text, add_special_tokens);
         };
         let frame = match (&segments.frame, add_special_tokens) {
             (_, false) => None,
             (Some(frame), true) => Some(frame),
-            (None, true) => return self.encode_whole(text, true),
+            (None, true) => return self.inner.encoder.encode(text, true),
         };
         let cut = segments.segmenter.cut(text);
         let mut ids = Vec::with_capacity(text.len() / 3 + 8);
@@ -196,6 +205,17 @@ impl Tokenizer {
         self.encode_segments(&segments.remembered, &cut, &mut ids)?;
         ids.extend(frame.iter().flat_map(|frame| &frame.after));
         Ok(ids)
+    }
+
+    /// Puts a faster implementation in use, for this and all clones, once it is loaded and has shown that it
+    /// answers alike. Texts are encoded meanwhile.
+    ///
+    /// Takes up to seconds of computing for a large vocabulary: a thread of its own should call it.
+    ///
+    /// # Errors
+    /// [`NotFaster`]; all is as before.
+    pub fn speed_up(&self) -> Result<(), NotFaster> {
+        self.inner.encoder.speed_up()
     }
 
     fn encode_segments(
@@ -224,25 +244,17 @@ impl Tokenizer {
             match known.next() {
                 Some((_, Some(segment))) => ids.extend_from_slice(&segment),
                 Some((key, None)) => {
-                    let segment: Arc<[u32]> = self.encode_whole(text, false)?.into();
+                    let segment: Arc<[u32]> = self.inner.encoder.encode(text, false)?.into();
                     ids.extend_from_slice(&segment);
                     new.push((*key, segment));
                 }
-                None => ids.extend(self.encode_whole(text, false)?),
+                None => ids.extend(self.inner.encoder.encode(text, false)?),
             }
         }
         if !new.is_empty() {
             remembered.put(new);
         }
         Ok(())
-    }
-
-    fn encode_whole(
-        &self,
-        text: &str,
-        add_special_tokens: bool,
-    ) -> Result<Vec<u32>, TokenizerError> {
-        encode(&self.inner.tokenizer, text, add_special_tokens)
     }
 
     /// Returns the text of `tokens`, invalid UTF-8 replaced by U+FFFD. Ids that name no token are left out.
@@ -256,8 +268,7 @@ impl Tokenizer {
     ) -> Result<String, TokenizerError> {
         let Some(vocab) = &self.inner.vocab else {
             return self
-                .inner
-                .tokenizer
+                .hf()
                 .decode(tokens, skip_special_tokens)
                 .map_err(|error| TokenizerError::Decode {
                     reason: error.to_string(),
@@ -306,12 +317,12 @@ impl Tokenizer {
 
     /// Returns the token as the vocabulary writes it (`Ġthe`).
     pub fn token_name(&self, token: u32) -> Option<String> {
-        token_string(&self.inner.tokenizer, token)
+        token_string(self.hf(), token)
     }
 
     /// Returns the id of a token as the vocabulary writes it.
     pub fn token_id(&self, name: &str) -> Option<u32> {
-        self.inner.tokenizer.token_to_id(name)
+        self.hf().token_to_id(name)
     }
 
     /// Returns the number of tokens, added ones included.
@@ -331,7 +342,7 @@ impl Tokenizer {
 
     /// Says whether a token is special: left out where `skip_special_tokens` is asked for.
     pub fn is_special(&self, token: u32) -> bool {
-        let added = self.inner.tokenizer.get_added_vocabulary();
+        let added = self.hf().get_added_vocabulary();
         added
             .simple_id_to_token(token)
             .is_some_and(|name| added.is_special_token(&name))
@@ -353,22 +364,8 @@ impl Tokenizer {
     }
 
     pub(crate) fn hf(&self) -> &HfTokenizer {
-        &self.inner.tokenizer
+        self.inner.encoder.hf()
     }
-}
-
-fn encode(
-    tokenizer: &HfTokenizer,
-    text: &str,
-    add_special_tokens: bool,
-) -> Result<Vec<u32>, TokenizerError> {
-    // `encode_fast` leaves out the offsets that nobody reads.
-    let encoding = tokenizer
-        .encode_fast(text, add_special_tokens)
-        .map_err(|error| TokenizerError::Encode {
-            reason: error.to_string(),
-        })?;
-    Ok(encoding.get_ids().to_vec())
 }
 
 /// Adds what `tokenizer_config.json` says and `tokenizer.json` lacks, in transformers' order.
@@ -439,8 +436,8 @@ fn space_marker(pre_tokenizer: &PreTokenizerWrapper) -> Option<char> {
 /// Finds out what `add_special_tokens` puts around a text, by two texts that have nothing in common.
 fn frame(tokenizer: &HfTokenizer) -> Option<Frame> {
     let probe = |text: &str| {
-        let plain = encode(tokenizer, text, false).ok()?;
-        let framed = encode(tokenizer, text, true).ok()?;
+        let plain = encoder::encode(tokenizer, text, false).ok()?;
+        let framed = encoder::encode(tokenizer, text, true).ok()?;
         let at = framed
             .windows(plain.len().max(1))
             .position(|window| window == plain)?;

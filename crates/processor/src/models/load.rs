@@ -14,7 +14,7 @@ use stator_common::plane::tcp::PlaneError;
 use stator_text::template::ChatTemplates;
 use stator_text::{ModelFiles, SegmentCache, Tokenizer};
 use tokio::time::timeout;
-use tracing::{debug, error};
+use tracing::{debug, error, info, warn};
 
 use super::GenerationConfig;
 use crate::pool::Worker;
@@ -101,7 +101,25 @@ impl LoadError {
 pub(super) async fn any(workers: &[Arc<Worker>]) -> Result<Assets, LoadError> {
     let files = fetch(first_connected(workers).await?).await?;
     let built = tokio::task::spawn_blocking(move || build(&files)).await;
-    built.map_err(LoadError::Defect)?
+    let assets = built.map_err(LoadError::Defect)??;
+    speed_up(assets.tokenizer.clone());
+    Ok(assets)
+}
+
+/// Has the tokenizer made faster, while it is in use already.
+///
+/// On a thread that nobody waits for: it computes for seconds, and a process that ends need not see it done.
+fn speed_up(tokenizer: Tokenizer) {
+    let work = move || match tokenizer.speed_up() {
+        Ok(()) => debug!("the faster tokenizer is in use"),
+        Err(reason) => info!(%reason, "the faster tokenizer cannot be used for this model"),
+    };
+    if let Err(error) = std::thread::Builder::new()
+        .name("speed-up".to_owned())
+        .spawn(work)
+    {
+        warn!(%error, "no thread to load the faster tokenizer on");
+    }
 }
 
 async fn first_connected(workers: &[Arc<Worker>]) -> Result<&Worker, LoadError> {
