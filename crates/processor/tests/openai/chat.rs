@@ -3,8 +3,11 @@
 use serde_json::{Value, json};
 use stator_common::proto::worker::structured_outputs::Constraint;
 use stator_common::proto::worker::{Delta, FinishReason};
+use stator_testkit::http::open;
+use stator_testkit::model::{OTHER_END, tokens};
+use stator_testkit::worker::Attempt;
 
-use crate::script::{Attempt, OTHER_END, Stage, events, open, position, tokens};
+use crate::stage::{Stage, position};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -89,7 +92,7 @@ async fn a_stream_begins_with_the_role_and_ends_with_the_usage() {
         answered.headers["content-type"],
         "text/event-stream; charset=utf-8"
     );
-    let events = events(&answered);
+    let events = answered.events();
     let first = &events[0];
     assert_eq!(first["object"], "chat.completion.chunk");
     assert_eq!(
@@ -144,7 +147,7 @@ async fn continuous_usage_counts_up_with_every_event() {
     let answer = stage.ask(CHAT, &hi(&options));
     let attempt = stage.attempt().await;
     attempt.finish(&tokens("ab"), FinishReason::Length);
-    let events = events(&answer.await.unwrap());
+    let events = answer.await.unwrap().events();
     let counts: Vec<_> = events
         .iter()
         .map(|event| event["usage"]["completion_tokens"].as_u64().unwrap())
@@ -192,7 +195,7 @@ async fn several_choices_share_a_stream() {
     second.end();
     first.say("one");
     first.end();
-    let events = events(&answer.await.unwrap());
+    let events = answer.await.unwrap().events();
     assert_eq!(streamed(&events, 0), "one");
     assert_eq!(streamed(&events, 1), "two");
     let roles = events
@@ -224,7 +227,7 @@ async fn a_stop_string_across_tokens_ends_the_answer_and_the_work() {
         );
         let answered = answer.await.unwrap();
         let choice = if stream {
-            let events = events(&answered);
+            let events = answered.events();
             assert_eq!(streamed(&events, 0), "one STop ");
             events[events.len() - 1]["choices"][0].clone()
         } else {
@@ -298,7 +301,7 @@ async fn characters_are_never_cut_between_events() {
         tokio::task::yield_now().await;
     }
     attempt.end();
-    let events = events(&answer.await.unwrap());
+    let events = answer.await.unwrap().events();
     assert_eq!(streamed(&events, 0), "né🙂");
     assert!(
         events
@@ -425,7 +428,7 @@ async fn a_named_tool_gets_the_answer_as_its_arguments() {
         attempt.end();
         let answered = answer.await.unwrap();
         if stream {
-            let events = events(&answered);
+            let events = answered.events();
             let calls: Vec<&Value> = events
                 .iter()
                 .map(|event| &event["choices"][0]["delta"]["tool_calls"][0])
@@ -478,7 +481,7 @@ async fn a_required_call_may_be_any_and_several() {
         attempt.end();
         let answered = answer.await.unwrap();
         if stream {
-            let events = events(&answered);
+            let events = answered.events();
             let calls = events.iter().flat_map(|event| {
                 event["choices"][0]["delta"]["tool_calls"]
                     .as_array()

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 use stator_common::Code;
 use stator_common::plane::tcp::delta::failed;
+use stator_testkit::http::open;
 
-use crate::script::{Stage, open};
+use crate::stage::Stage;
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
