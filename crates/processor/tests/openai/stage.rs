@@ -6,7 +6,7 @@ use serde_json::Value;
 use stator_common::card;
 use stator_common::proto::worker::TokenLogprobs;
 use stator_processor::config::Config;
-use stator_testkit::http::{Answered, post, send};
+use stator_testkit::http::{Answered, Reading, open, post, send};
 use stator_testkit::worker::{Attempt, Script, Worker};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinHandle;
@@ -81,6 +81,20 @@ impl Stage {
             .recv()
             .await
             .expect("the worker lives as long as the stage")
+    }
+
+    /// Sends a request, and says something at the worker; returns both ends, with the answer begun.
+    pub(crate) async fn begin(
+        &mut self,
+        path: &str,
+        body: &Value,
+        said: &str,
+    ) -> (Reading, Attempt) {
+        tokio::join!(open(self.addr, path, body), async {
+            let attempt = self.attempt().await;
+            attempt.say(said);
+            attempt
+        })
     }
 
     /// Sends a request that must be refused before it reaches the worker; returns status and error.

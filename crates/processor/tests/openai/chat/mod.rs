@@ -9,7 +9,6 @@ mod tools;
 use serde_json::{Value, json};
 use stator_common::proto::worker::structured_outputs::Constraint;
 use stator_common::proto::worker::{Delta, FinishReason};
-use stator_testkit::http::open;
 use stator_testkit::model::{OTHER_END, tokens};
 use stator_testkit::worker::Attempt;
 

@@ -40,11 +40,7 @@ async fn a_stop_string_across_tokens_ends_the_answer_and_the_work() {
 async fn what_may_become_a_stop_string_is_held_back() {
     let mut stage = Stage::new().await;
     let body = hi(&json!({"stop": "<end>", "stream": true}));
-    let (mut reading, attempt) = tokio::join!(open(stage.addr, CHAT, &body), async {
-        let attempt = stage.attempt().await;
-        attempt.say("text <en");
-        attempt
-    });
+    let (mut reading, attempt) = stage.begin(CHAT, &body, "text <en").await;
     let mut seen = String::new();
     while !seen.contains("text") {
         seen.push_str(&reading.next().await.unwrap());

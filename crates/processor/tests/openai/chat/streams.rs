@@ -41,11 +41,7 @@ async fn a_stream_begins_with_the_role_and_ends_with_the_usage() {
 async fn each_token_is_on_its_way_before_the_next_is_there() {
     let mut stage = Stage::new().await;
     let body = hi(&json!({"stream": true}));
-    let (mut reading, attempt) = tokio::join!(open(stage.addr, CHAT, &body), async {
-        let attempt = stage.attempt().await;
-        attempt.say("a");
-        attempt
-    });
+    let (mut reading, attempt) = stage.begin(CHAT, &body, "a").await;
     assert_eq!(reading.status, 200);
     for text in ["b", "c"] {
         let before = reading.next().await.unwrap();
