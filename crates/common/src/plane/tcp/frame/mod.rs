@@ -144,6 +144,16 @@ pub fn take(buf: &mut BytesMut, header: Header) -> Bytes {
     buf.split_to(header.payload).freeze()
 }
 
+/// Returns the payload of the frame at the front of `buf`, which stays there.
+pub fn payload(buf: &[u8], header: Header) -> &[u8] {
+    &buf[HEADER..HEADER + header.payload]
+}
+
+/// Takes the frame at the front of `buf` out of it.
+pub fn skip(buf: &mut BytesMut, header: Header) {
+    buf.advance(HEADER + header.payload);
+}
+
 fn take_u32(kind: Kind, payload: &mut impl Buf) -> Result<u32, FrameError> {
     payload.try_get_u32_le().map_err(|_| short(kind))
 }
