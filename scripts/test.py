@@ -27,8 +27,9 @@ def run() -> int:
         "STATOR_TEST_MODEL": str(model.tiny(tests)),
     }
     parts = {
-        "Rust tests": ["cargo", "test", "--workspace", "--no-fail-fast"],
+        # First: the launcher's tests start them, and so do those of whole topologies.
         "building the binaries": ["cargo", "build", "--workspace", "--bins"],
+        "Rust tests": ["cargo", "test", "--workspace", "--no-fail-fast"],
         "tests of whole topologies": [tests, "-m", "pytest", host.ROOT / "tests", *sys.argv[1:]],
     }
     failed = [name for name, command in parts.items() if not passes(name, command, env)]

@@ -9,6 +9,7 @@ use stator_engine::{
     Attach, Config, DeadReason, Engine, Finish, Launch, Output, Request, Sampling, Simulate,
     StartError, State, Step, StepSink, SubmitError, Tokens, UtilityError, Waits,
 };
+use stator_testkit::ports;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 fn config(dir: &Path, port: u16) -> Config {
@@ -59,11 +60,6 @@ async fn next(outputs: &mut UnboundedReceiver<Output>) -> Output {
         .expect("the sink lives")
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address").port()
-}
-
 async fn dead(engine: &Engine) -> DeadReason {
     let mut state = engine.state();
     let wait = state.wait_for(|state| matches!(state, State::Dead(_)));
@@ -83,7 +79,7 @@ struct Story {
 
 async fn story(change: impl FnOnce(&mut Config)) -> Story {
     let dir = tempfile::tempdir().expect("temporary folder");
-    let port = free_port();
+    let port = ports::free();
     let mut config = config(dir.path(), port);
     change(&mut config);
     let (sink, outputs) = sink();
@@ -277,7 +273,7 @@ async fn the_next_worker_finds_the_engine_of_before_and_aborts_its_requests() {
     let lost_id = story.fake.added().await;
     story.engine.shutdown().await;
     let addresses = story.fake.addresses.clone();
-    let port = free_port();
+    let port = ports::free();
     let Story {
         _dir: dir,
         engine,
@@ -351,7 +347,7 @@ async fn the_next_worker_finds_the_engine_of_before_and_aborts_its_requests() {
 #[tokio::test]
 async fn nonsense_and_strangers_at_the_handshake_cost_nothing() {
     let dir = tempfile::tempdir().expect("temporary folder");
-    let port = free_port();
+    let port = ports::free();
     let (sink, _outputs) = sink();
     let ready = ready();
     let start = Engine::start(config(dir.path(), port), sink);
@@ -367,7 +363,7 @@ async fn nonsense_and_strangers_at_the_handshake_cost_nothing() {
 
 async fn refused(ready: HashMap<&'static str, Value>) -> StartError {
     let dir = tempfile::tempdir().expect("temporary folder");
-    let port = free_port();
+    let port = ports::free();
     let (sink, _outputs) = sink();
     let start = Engine::start(config(dir.path(), port), sink);
     let (engine, _fake) = tokio::join!(start, FakeEngine::dial(port, &ready));

@@ -1,9 +1,7 @@
 //! The installed vLLM, asked now: its decoder on what we write, and its sources on the tables.
 //!
-//! - `STATOR_PYTHON`: the interpreter that has vLLM, `.venv/bin/python` by default.
-//! - `STATOR_SKIP_REAL=1` passes without asking.
-//! - `STATOR_BLESS=1` writes `golden/<release>/requests.json` instead of comparing, and with
-//!   `STATOR_VLLM_SOURCES` for another release than the installed one.
+//! `testkit::vllm` says how it is found. `STATOR_BLESS=1` writes `golden/<release>/requests.json` instead
+//! of comparing, and with `STATOR_VLLM_SOURCES` for another release than the installed one.
 
 #[allow(dead_code)]
 mod cases;
@@ -21,25 +19,11 @@ use stator_engine::{
     introspect::introspect,
     schema::{Release, Schema, Untested},
 };
+use stator_testkit::vllm::python;
 
 fn root() -> PathBuf {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR"));
     crates.ancestors().nth(2).expect("crates/engine").to_owned()
-}
-
-/// The interpreter to ask; `None` where the tests with real engines are switched off.
-fn python() -> Option<PathBuf> {
-    if std::env::var_os("STATOR_SKIP_REAL").is_some_and(|value| value == "1") {
-        return None;
-    }
-    let python = std::env::var_os("STATOR_PYTHON");
-    let python = python.map_or_else(|| root().join(".venv/bin/python"), PathBuf::from);
-    assert!(
-        python.exists(),
-        "no {}: run `make setup`, or set STATOR_PYTHON",
-        python.display()
-    );
-    Some(python)
 }
 
 fn decoded_by(python: &Path, version: &str) -> Value {

@@ -1,7 +1,4 @@
-//! The engine client against a real vLLM. Fails where there is none, unless `STATOR_SKIP_REAL=1`.
-//!
-//! - `STATOR_PYTHON`: the Python that has vLLM; default `.venv/bin/python` in the workspace.
-//! - `STATOR_TEST_MODEL`: a tiny model; default `.models/tiny` in the workspace.
+//! The engine client against a real vLLM. Fails where there is none; `testkit::vllm` says how it is found.
 //!
 //! An engine takes a quarter of a minute to start, so each test is a story that one engine goes through.
 
@@ -12,13 +9,14 @@ use std::time::{Duration, Instant};
 use stator_engine::{
     Attach, DeadReason, Engine, Finish, Launch, Phase, StartError, State, SubmitError, UtilityError,
 };
-use support::{ByHand, Collected, Python, Worker, config, request, spawn_config};
+use stator_testkit::process::{self, Signal};
+use stator_testkit::vllm::Vllm;
+use stator_testkit::{ports, wait};
+use support::{Collected, Worker, config, request, spawn_config};
 
 #[tokio::test]
 async fn an_engine_streams_aborts_and_its_death_fails_what_runs() {
-    let Some(python) = Python::find() else {
-        return;
-    };
+    let Some(vllm) = Vllm::find() else { return };
     let _turn = support::turn().await;
     let dir = tempfile::tempdir().expect("temporary folder");
     let (state, mut states) = tokio::sync::watch::channel(State::Starting(Phase::Preparing));
@@ -35,7 +33,7 @@ async fn an_engine_streams_aborts_and_its_death_fails_what_runs() {
         seen
     });
     let (sink, mut collected) = Collected::new();
-    let engine = Engine::start_watched(spawn_config(&python, dir.path(), false), sink, state)
+    let engine = Engine::start_watched(spawn_config(&vllm, dir.path(), false), sink, state)
         .await
         .expect("the engine starts");
     let info = engine.info();
@@ -91,7 +89,7 @@ async fn an_engine_streams_aborts_and_its_death_fails_what_runs() {
         collected.tokens_of(handle.key()).await;
     }
     let pid = info.pid.expect("a spawned engine has a process");
-    support::kill_9(support::engine_core(pid));
+    process::signal(support::engine_core(pid), Signal::SIGKILL);
     for handle in &running {
         let (_, finish) = collected.finished(handle.key()).await;
         assert_eq!(finish, Finish::Error);
@@ -100,17 +98,9 @@ async fn an_engine_streams_aborts_and_its_death_fails_what_runs() {
             "engine_dead"
         );
     }
-    let mut state = engine.state();
-    let dead = state
-        .wait_for(|state| matches!(state, State::Dead(_)))
-        .await
-        .expect("state")
-        .clone();
+    let dead = support::dead(&engine).await;
     assert!(
-        matches!(
-            dead,
-            State::Dead(DeadReason::Exited { .. } | DeadReason::Unreachable)
-        ),
+        matches!(dead, DeadReason::Exited { .. } | DeadReason::Unreachable),
         "{dead:?}"
     );
     let refused = engine.submit(request("e", 30..40, 4)).expect_err("dead");
@@ -120,7 +110,7 @@ async fn an_engine_streams_aborts_and_its_death_fails_what_runs() {
         Err(UtilityError::Dead)
     ));
     engine.shutdown().await;
-    assert_eq!(support::group_members(pid), Vec::<u32>::new());
+    assert_eq!(process::group_members(pid), Vec::<u32>::new());
     assert_eq!(collected.finishes(running[0].key()), 1);
 
     let seen = phases.await.expect("phases");
@@ -137,20 +127,18 @@ async fn an_engine_streams_aborts_and_its_death_fails_what_runs() {
 
 #[tokio::test]
 async fn a_kept_engine_is_adopted_its_orphans_aborted_and_another_fingerprint_ends_it() {
-    let Some(python) = Python::find() else {
-        return;
-    };
+    let Some(vllm) = Vllm::find() else { return };
     let _turn = support::turn().await;
     let dir = tempfile::tempdir().expect("temporary folder");
     // The first worker is killed in the middle of two requests.
-    let mut worker = Worker::spawn(&python, dir.path(), true);
+    let mut worker = Worker::spawn(&vllm, dir.path(), true);
     let pid = worker.engine_pid().await;
     worker.kill_9();
-    assert!(support::is_alive(pid));
+    assert!(process::is_alive(pid));
 
     let (sink, mut collected) = Collected::new();
     let began = Instant::now();
-    let engine = Engine::start(spawn_config(&python, dir.path(), true), sink)
+    let engine = Engine::start(spawn_config(&vllm, dir.path(), true), sink)
         .await
         .expect("adopt");
     println!("adopted after {:?}", began.elapsed());
@@ -163,17 +151,14 @@ async fn a_kept_engine_is_adopted_its_orphans_aborted_and_another_fingerprint_en
 
     // Let go of in good order, it lives on, and is adopted once more.
     engine.shutdown().await;
-    assert!(support::is_alive(pid));
-    let (sink, mut collected) = Collected::new();
-    let engine = Engine::start(spawn_config(&python, dir.path(), true), sink)
-        .await
-        .expect("adopt");
+    assert!(process::is_alive(pid));
+    let (engine, mut collected) = support::start(spawn_config(&vllm, dir.path(), true)).await;
     assert_eq!(engine.info().pid, Some(pid));
     let handle = engine.submit(request("live", 30..100, 8)).expect("submit");
     assert_eq!(collected.finished(handle.key()).await.0.len(), 8);
 
     // A second worker cannot have the same directory.
-    let mut impatient = spawn_config(&python, dir.path(), true);
+    let mut impatient = spawn_config(&vllm, dir.path(), true);
     impatient.waits.shutdown = Duration::ZERO;
     let (sink, _collected) = Collected::new();
     let refused = Engine::start(impatient, sink).await.expect_err("in use");
@@ -184,7 +169,7 @@ async fn a_kept_engine_is_adopted_its_orphans_aborted_and_another_fingerprint_en
     engine.shutdown().await;
 
     // Started otherwise: the old one ends first, even if the new one comes to nothing.
-    let mut other = spawn_config(&python, dir.path(), false);
+    let mut other = spawn_config(&vllm, dir.path(), false);
     let Launch::Spawn(spawn) = &mut other.launch else {
         unreachable!("spawned")
     };
@@ -192,36 +177,32 @@ async fn a_kept_engine_is_adopted_its_orphans_aborted_and_another_fingerprint_en
     let (sink, _collected) = Collected::new();
     let refused = Engine::start(other, sink).await.expect_err("no Python");
     assert!(matches!(refused, StartError::Introspect(_)), "{refused}");
-    support::until(|| !support::is_alive(pid)).await;
+    wait::until("the old engine ends", || !process::is_alive(pid)).await;
 }
 
 #[tokio::test]
 async fn an_engine_ends_with_its_worker_unless_it_is_kept() {
-    let Some(python) = Python::find() else {
-        return;
-    };
+    let Some(vllm) = Vllm::find() else { return };
     let _turn = support::turn().await;
     let dir = tempfile::tempdir().expect("temporary folder");
-    let mut worker = Worker::spawn(&python, dir.path(), false);
+    let mut worker = Worker::spawn(&vllm, dir.path(), false);
     let pid = worker.engine_pid().await;
-    assert!(!support::group_members(pid).is_empty());
+    assert!(!process::group_members(pid).is_empty());
     worker.kill_9();
-    support::until(|| support::group_members(pid).is_empty()).await;
+    wait::until("the engine ends", || process::group_members(pid).is_empty()).await;
 }
 
 #[tokio::test]
 async fn an_engine_started_by_hand_dials_in_and_finds_the_next_worker_too() {
-    let Some(python) = Python::find() else {
-        return;
-    };
+    let Some(vllm) = Vllm::find() else { return };
     let _turn = support::turn().await;
     let dir = tempfile::tempdir().expect("temporary folder");
-    let port = support::free_port();
+    let port = ports::free();
     let attach = || {
         let launch = Launch::Attach(Attach {
             bind: format!("127.0.0.1:{port}"),
             advertise: None,
-            model: Some(python.model.clone()),
+            model: Some(vllm.model.clone()),
             args: Vec::new(),
         });
         let mut config = config(launch, dir.path(), false);
@@ -229,21 +210,15 @@ async fn an_engine_started_by_hand_dials_in_and_finds_the_next_worker_too() {
         config.waits.probe_deadline = Duration::from_secs(10);
         config
     };
-    let by_hand = ByHand::start(&python, port, dir.path());
-    let (sink, mut collected) = Collected::new();
-    let engine = Engine::start(attach(), sink)
-        .await
-        .expect("the engine dials in");
+    let by_hand = support::start_by_hand(&vllm, port, dir.path());
+    let (engine, mut collected) = support::start(attach()).await;
     assert_eq!(engine.info().pid, None);
     let handle = engine.submit(request("a", 30..100, 8)).expect("submit");
     let (tokens, _) = collected.finished(handle.key()).await;
     engine.shutdown().await;
     drop(engine);
 
-    let (sink, mut collected) = Collected::new();
-    let engine = Engine::start(attach(), sink)
-        .await
-        .expect("the engine is still there");
+    let (engine, mut collected) = support::start(attach()).await;
     assert!(engine.info().adopted);
     let handle = engine.submit(request("a", 30..100, 8)).expect("submit");
     assert_eq!(collected.finished(handle.key()).await.0, tokens);
@@ -251,19 +226,11 @@ async fn an_engine_started_by_hand_dials_in_and_finds_the_next_worker_too() {
     // One that stands still is noticed by its silence: nothing else tells.
     let running = engine.submit(request("b", 30..40, 1900)).expect("submit");
     collected.tokens_of(running.key()).await;
-    by_hand.stop();
+    by_hand.signal(Signal::SIGSTOP);
     let (_, finish) = collected.finished(running.key()).await;
     assert_eq!(finish, Finish::Error);
-    let mut state = engine.state();
-    let dead = state
-        .wait_for(|state| matches!(state, State::Dead(_)))
-        .await
-        .expect("state")
-        .clone();
-    assert!(
-        matches!(dead, State::Dead(DeadReason::Silent { .. })),
-        "{dead:?}"
-    );
+    let dead = support::dead(&engine).await;
+    assert!(matches!(dead, DeadReason::Silent { .. }), "{dead:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The validator in front of a real vLLM: what ends an engine is refused and the engine goes on
 //! answering; what is allowed at the edges reaches it, and it goes on answering too.
 //!
-//! Environment as in `real_vllm.rs`.
+//! Fails where there is no vLLM; `testkit::vllm` says how it is found.
 
 #[allow(dead_code)]
 mod support;
@@ -10,7 +10,8 @@ use bytes::Bytes;
 use stator_engine::{
     Constraint, Engine, Finish, Lora, Request, Sampling, StructuredOutputs, SubmitError, Tokens,
 };
-use support::{Collected, Python, request, spawn_config};
+use stator_testkit::vllm::Vllm;
+use support::{Collected, request, spawn_config};
 
 const MAX_MODEL_LEN: u32 = 2048;
 
@@ -263,13 +264,9 @@ async fn answers(engine: &Engine, collected: &mut Collected, after: &str) -> Vec
 
 #[tokio::test]
 async fn nothing_that_a_client_sends_ends_the_engine() {
-    let Some(python) = Python::find() else {
-        return;
-    };
+    let Some(vllm) = Vllm::find() else { return };
     let dir = tempfile::tempdir().expect("temporary folder");
-    let (sink, mut collected) = Collected::new();
-    let engine = Engine::start(spawn_config(&python, dir.path(), false), sink).await;
-    let engine = engine.expect("the engine starts");
+    let (engine, mut collected) = support::start(spawn_config(&vllm, dir.path(), false)).await;
     let vocabulary = engine.info().vocab_size;
     let tokens = answers(&engine, &mut collected, "nothing").await;
 

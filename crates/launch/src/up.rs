@@ -46,6 +46,7 @@ pub(crate) async fn run(up: &Up) -> Result<()> {
     }
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let bin = binaries()?;
+    ports::check(&up.http_host, up.http_port)?;
     let system_ports = ports::free(plan::process_count(up)).context("find free ports")?;
     let layout = Layout {
         dir: &dir,
@@ -310,10 +311,33 @@ fn attach_hint(up: &Up, model: &str) -> String {
     text
 }
 
+/// Returns the end of a log, without the stack that `RUST_BACKTRACE` adds to an error.
 fn last_lines(log: &Path) -> String {
     let text = fs::read(log)
         .map(|b| String::from_utf8_lossy(&b).into_owned())
         .unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
+    let mut lines: Vec<&str> = text.trim_end().lines().collect();
+    if let Some(stack) = lines.iter().rposition(|line| *line == "Stack backtrace:")
+        && lines[stack + 1..].iter().all(|line| line.starts_with(' '))
+    {
+        lines.truncate(stack);
+    }
     lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_child_are_not_its_stack() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let stack = format!("\nStack backtrace:\n{}", "   0: f\n".repeat(40));
+        let error = "Error: bind\n\nCaused by:\n    taken\n";
+        fs::write(log.path(), format!("{error}{stack}")).unwrap();
+        assert_eq!(last_lines(log.path()), error);
+        // That of an earlier run hides nothing.
+        fs::write(log.path(), format!("{error}{stack}started\n")).unwrap();
+        assert!(last_lines(log.path()).ends_with("f\nstarted"));
+    }
 }

@@ -1,67 +1,42 @@
 //! One scenario, on the simulator and on a real vLLM engine: what a frontend can see is the same.
 //!
-//! Wants a Python with vLLM (`STATOR_PYTHON`, else `.venv/bin/python`) and a model (`STATOR_TEST_MODEL`,
-//! else `.models/tiny`); `make` makes both. Without them the test fails, unless `STATOR_SKIP_REAL=1`.
+//! Fails where there is no vLLM; `testkit::vllm` says how it is found.
 
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
 use stator_sim::wire::WireVersion;
 use stator_sim::wire::msgpack::Value;
 use stator_sim::{Sim, cli};
+use stator_testkit::process::Group;
+use stator_testkit::vllm::{self, Vllm};
 use support::{Frontend, Subscriber, trace};
 
 const FLAGS: &str = "--enforce-eager --max-model-len 1216 --max-num-seqs 8 --max-num-batched-tokens 2048 \
     --kv-cache-memory-bytes 67108864 --block-size 32 --num-gpu-blocks-override 40";
 
-/// A real engine; ended with its whole process group.
-struct Real(Child);
-
-impl Drop for Real {
-    fn drop(&mut self) {
-        let group = format!("-{}", self.0.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.0.wait();
-    }
-}
-
-fn from_root(variable: &str, default: &str) -> PathBuf {
-    match std::env::var_os(variable) {
-        Some(path) => path.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../..")
-            .join(default),
-    }
-}
-
-fn flags(port: u16, events: &Path) -> Vec<String> {
+fn flags(model: &Path, port: u16, events: &Path) -> Vec<String> {
     let socket = |name: &str| format!("ipc://{}", events.join(name).display());
     let events = format!(
         r#"{{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"{}","replay_endpoint":"{}"}}"#,
         socket("events"),
         socket("replay"),
     );
-    let mut flags: Vec<String> = vec!["serve".into()];
-    let model = from_root("STATOR_TEST_MODEL", ".models/tiny");
-    flags.push(model.display().to_string());
-    let own = "--headless --data-parallel-address 127.0.0.1 --data-parallel-size-local 1";
-    flags.extend(own.split_whitespace().map(str::to_owned));
-    flags.extend(["--data-parallel-rpc-port".into(), port.to_string()]);
+    let mut flags: Vec<String> = vec!["serve".into(), model.display().to_string()];
+    flags.extend(vllm::headless(port));
     flags.extend(FLAGS.split_whitespace().map(str::to_owned));
     flags.extend(["--kv-events-config".into(), events]);
     flags
 }
 
 /// Returns how many tokens the model knows.
-fn vocab_size() -> u32 {
-    let config = from_root("STATOR_TEST_MODEL", ".models/tiny").join("config.json");
-    let config: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
+fn vocab_size(model: &Path) -> u32 {
+    let config = std::fs::read(model.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
     u32::try_from(config["vocab_size"].as_u64().unwrap()).unwrap()
 }
 
@@ -69,7 +44,7 @@ fn vocab_size() -> u32 {
 type Step = (&'static str, Vec<u32>, u32, Vec<(&'static str, Value)>);
 
 /// Everything a frontend sees of the scenario, line by line.
-async fn scenario(frontend: &mut Frontend) -> Vec<String> {
+async fn scenario(frontend: &mut Frontend, vocab_size: u32) -> Vec<String> {
     let mut lines = Vec::new();
     let ready = frontend.ready.clone();
     for key in [
@@ -85,7 +60,7 @@ async fn scenario(frontend: &mut Frontend) -> Vec<String> {
     let range = |from: u32, to: u32| (from..to).collect::<Vec<u32>>();
     let scattered = |step: u32, len: u32| (0..len).map(|x| x * step % 400 + 10).collect::<Vec<_>>();
     // Whatever comes first, stops: the two do not choose the same tokens.
-    let all_tokens = ("stop_token_ids", Value::from(range(0, vocab_size())));
+    let all_tokens = ("stop_token_ids", Value::from(range(0, vocab_size)));
     let salted = |mut fields: Vec<Value>| {
         fields[7] = "tenant".into();
         fields
@@ -274,43 +249,27 @@ async fn scenario(frontend: &mut Frontend) -> Vec<String> {
 
 #[tokio::test]
 async fn a_frontend_cannot_tell_the_simulator_from_a_real_engine() {
-    if std::env::var("STATOR_SKIP_REAL").is_ok_and(|value| value == "1") {
-        eprintln!("skipped: STATOR_SKIP_REAL=1");
-        return;
-    }
-    let python = from_root("STATOR_PYTHON", ".venv/bin/python");
-    assert!(
-        python.exists(),
-        "{} is missing; see the head of this file",
-        python.display()
-    );
+    let Some(vllm) = Vllm::find() else { return };
+    let vocab_size = vocab_size(&vllm.model);
 
     let sockets = tempfile::tempdir().unwrap();
     let mut frontend = Frontend::bind().await;
     let log = std::fs::File::create(sockets.path().join("log")).unwrap();
-    let engine = Command::new(&python)
-        .args(["-m", "vllm.entrypoints.cli.main"])
-        .args(flags(frontend.port, sockets.path()))
-        .env_remove("PYTHONDONTWRITEBYTECODE")
-        .env("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        .env("OMP_NUM_THREADS", "1")
-        .env("VLLM_NO_USAGE_STATS", "1")
-        .env("HF_HUB_OFFLINE", "1")
+    let mut command = vllm.command();
+    command
+        .args(flags(&vllm.model, frontend.port, sockets.path()))
         // Compiling for log-probabilities takes longer than all the rest.
         .env("TORCH_COMPILE_DISABLE", "1")
         .stdout(log.try_clone().unwrap())
-        .stderr(Stdio::from(log))
-        .process_group(0)
-        .spawn()
-        .unwrap();
-    let real = Real(engine);
+        .stderr(Stdio::from(log));
+    let real = Group::spawn(&mut command);
     frontend.greet().await;
-    let real_lines = scenario(&mut frontend).await;
+    let real_lines = scenario(&mut frontend, vocab_size).await;
     drop(real);
 
     let sockets = tempfile::tempdir().unwrap();
     let mut frontend = Frontend::bind().await;
-    let configs = cli::parse(flags(frontend.port, sockets.path()).into_iter())
+    let configs = cli::parse(flags(&vllm.model, frontend.port, sockets.path()).into_iter())
         .unwrap()
         .unwrap();
     let mut config = configs.into_iter().next().unwrap();
@@ -319,7 +278,7 @@ async fn a_frontend_cannot_tell_the_simulator_from_a_real_engine() {
     config.timing.speedup = 10.0;
     let _sim = Sim::spawn(config);
     frontend.greet().await;
-    let sim_lines = scenario(&mut frontend).await;
+    let sim_lines = scenario(&mut frontend, vocab_size).await;
 
     let differ = real_lines
         .iter()

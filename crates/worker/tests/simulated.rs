@@ -1,31 +1,32 @@
 //! A worker in this process, with simulated engines that dial in over vLLM's wire.
 
-use std::{net::TcpListener, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path};
 
 use stator_common::{
     Card, Code,
     card::Role,
     discovery::{Discovery, Event, Watch, mem::Mem},
     drain::{self, Trigger},
-    plane::tcp::{Client, ClientConfig, DeltaStream, delta},
-    proto::worker::{self, Delta, FinishReason, GenerateRequest, Sampling},
+    plane::tcp::{Client, ClientConfig, DeltaStream},
+    proto::worker::{self, Delta, FinishReason},
     telemetry::Telemetry,
 };
 use stator_sim::{Handle, Sim};
+use stator_testkit::{
+    client::{self, outcome, read_to_end, request, submit, until_running},
+    http::{get, send, until},
+    ports, vllm,
+};
 use stator_worker::{
     Config, Worker,
     cli::{DiscoveryBackend, EngineKind},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    task::JoinHandle,
-};
+use tokio::task::JoinHandle;
 
 /// A worker that serves, and everything that a test does with it.
 struct Cluster {
     address: String,
-    system: String,
+    system: SocketAddr,
     engine_port: u16,
     model: tempfile::TempDir,
     watch: Watch,
@@ -54,22 +55,10 @@ fn model() -> tempfile::TempDir {
     folder
 }
 
-/// Ports in a row that nobody listens on.
-fn free_ports(count: u16) -> u16 {
-    loop {
-        let first = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let port = first.local_addr().expect("address").port();
-        let rest = (1..count).all(|n| TcpListener::bind(("127.0.0.1", port + n)).is_ok());
-        if rest {
-            return port;
-        }
-    }
-}
-
 impl Cluster {
     async fn start(change: impl FnOnce(&mut Config)) -> Self {
         let model = model();
-        let engine_port = free_ports(4);
+        let engine_port = ports::free_row(4);
         let mut config = config(model.path(), engine_port);
         change(&mut config);
         let mem = Mem::default();
@@ -82,7 +71,7 @@ impl Cluster {
         let (trigger, drain) = drain::channel();
         Self {
             address: address.to_string(),
-            system: system.to_string(),
+            system,
             engine_port,
             model,
             watch,
@@ -91,20 +80,22 @@ impl Cluster {
         }
     }
 
+    /// Starts a worker with an engine and connects to it.
+    async fn serving(flags: &str) -> (Self, Handle, Card, Client) {
+        let mut cluster = Self::start(|_| {}).await;
+        let engine = cluster.engine(0, flags);
+        let card = cluster.card().await;
+        let client = cluster.client().await;
+        (cluster, engine, card, client)
+    }
+
     /// Starts an engine for a rank.
     fn engine(&self, rank: u16, flags: &str) -> Handle {
-        let port = (self.engine_port + rank).to_string();
         let model = self.model.path().display().to_string();
-        let args = [
-            "serve",
-            &model,
-            "--headless",
-            "--data-parallel-rpc-port",
-            &port,
-        ]
-        .into_iter()
-        .chain(flags.split_whitespace())
-        .map(str::to_owned);
+        let args = ["serve".to_owned(), model]
+            .into_iter()
+            .chain(vllm::headless(self.engine_port + rank))
+            .chain(flags.split_whitespace().map(str::to_owned));
         let configs = stator_sim::cli::parse(args)
             .expect("flags")
             .expect("no help");
@@ -112,10 +103,7 @@ impl Cluster {
     }
 
     async fn card(&mut self) -> Card {
-        match self.watch.next().await {
-            Some(Event::Put(card)) => *card,
-            other => panic!("expected a worker, got {other:?}"),
-        }
+        client::card(&mut self.watch).await
     }
 
     async fn client(&self) -> Client {
@@ -126,47 +114,17 @@ impl Cluster {
 
     /// Asks a system route; returns status and body.
     async fn get(&self, path: &str) -> (u16, String) {
-        let mut socket = TcpStream::connect(&self.system).await.expect("connect");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).await.expect("ask");
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).await.expect("read");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
-        let status = head.split(' ').nth(1).expect("a status");
-        (status.parse().expect("a number"), body.to_owned())
+        let answered = send(self.system, get(path)).await;
+        (answered.status, answered.text().to_owned())
     }
 
     async fn until_requests(&self, count: usize) {
         let wanted = format!("\"requests\":{count},");
-        while !self.get("/status").await.1.contains(&wanted) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until(self.system, "/status", |answered| {
+            answered.text().contains(&wanted)
+        })
+        .await;
     }
-}
-
-fn request(prompt: std::ops::Range<u32>, max_tokens: u32) -> GenerateRequest {
-    let prompt: Vec<u8> = prompt.flat_map(u32::to_le_bytes).collect();
-    GenerateRequest {
-        request_id: "test".to_owned(),
-        prompt_tokens: prompt.into(),
-        sampling: Some(Sampling {
-            max_tokens,
-            ..Sampling::default()
-        }),
-        ..GenerateRequest::default()
-    }
-}
-
-async fn read_to_end(mut stream: DeltaStream) -> Delta {
-    let mut all = Delta::default();
-    while let Some(delta) = stream.next().await {
-        delta::merge(&mut all, delta);
-    }
-    all
-}
-
-async fn outcome(client: &Client, request: &GenerateRequest) -> Delta {
-    read_to_end(client.generate(request).expect("submit")).await
 }
 
 fn code(delta: &Delta) -> worker::Code {
@@ -205,7 +163,7 @@ async fn what_the_engine_generates_reaches_every_processor() {
     );
     let streams: Vec<DeltaStream> = [&early, &late]
         .into_iter()
-        .flat_map(|client| (0..50).map(|_| client.generate(&request(1..200, 50)).expect("submit")))
+        .flat_map(|client| (0..50).map(|_| submit(client, &request(1..200, 50))))
         .collect();
     for stream in streams {
         let delta = read_to_end(stream).await;
@@ -219,20 +177,15 @@ async fn what_the_engine_generates_reaches_every_processor() {
 
 #[tokio::test]
 async fn what_a_client_gives_up_is_aborted_in_the_engine() {
-    let mut cluster = Cluster::start(|_| {}).await;
-    let _engine = cluster.engine(0, "");
-    cluster.card().await;
-    let client = cluster.client().await;
-    let mut dropped = client.generate(&request(1..9, 4000)).expect("submit");
+    let (cluster, _engine, _, client) = Cluster::serving("").await;
+    let mut dropped = submit(&client, &request(1..9, 4000));
     dropped.next().await.expect("a first delta");
     cluster.until_requests(1).await;
     drop(dropped);
     cluster.until_requests(0).await;
 
     // What was the engine's only work is off its load, though no step says so.
-    while client.load().running > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_running(&client, 0).await;
 
     // A processor that is lost gives up everything at once.
     let address = cluster.address.clone();
@@ -245,24 +198,19 @@ async fn what_a_client_gives_up_is_aborted_in_the_engine() {
         let client = Client::connect(address, ClientConfig::default());
         client.ready().await.expect("connect");
         let _streams: Vec<DeltaStream> = (0..10)
-            .map(|_| client.generate(&request(1..9, 4000)).expect("submit"))
+            .map(|_| submit(&client, &request(1..9, 4000)))
             .collect();
         std::future::pending::<()>().await;
     });
     cluster.until_requests(10).await;
     processor.shutdown_background();
     cluster.until_requests(0).await;
-    while client.load().running > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_running(&client, 0).await;
 }
 
 #[tokio::test]
 async fn an_engine_that_dies_takes_its_streams_along_and_the_next_one_is_welcome() {
-    let mut cluster = Cluster::start(|_| {}).await;
-    let dying = cluster.engine(0, "--sim-die-after-steps 20");
-    let card = cluster.card().await;
-    let client = cluster.client().await;
+    let (mut cluster, dying, card, client) = Cluster::serving("--sim-die-after-steps 20").await;
     let cut = outcome(&client, &request(1..9, 4000)).await;
     assert_eq!(code(&cut), worker::Code::EngineDead);
     assert!(!cut.tokens.is_empty());
@@ -280,10 +228,7 @@ async fn an_engine_that_dies_takes_its_streams_along_and_the_next_one_is_welcome
 
 #[tokio::test]
 async fn a_deadline_ends_a_request_with_its_own_code() {
-    let mut cluster = Cluster::start(|_| {}).await;
-    let _engine = cluster.engine(0, "");
-    cluster.card().await;
-    let client = cluster.client().await;
+    let (cluster, _engine, _, client) = Cluster::serving("").await;
     let mut slow = request(1..9, 4000);
     slow.deadline_ms = Some(30);
     let late = outcome(&client, &slow).await;
@@ -293,11 +238,8 @@ async fn a_deadline_ends_a_request_with_its_own_code() {
 
 #[tokio::test]
 async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
-    let mut cluster = Cluster::start(|_| {}).await;
-    let _engine = cluster.engine(0, "--sim-speedup 10");
-    let card = cluster.card().await;
-    let client = cluster.client().await;
-    let running = client.generate(&request(1..9, 300)).expect("submit");
+    let (mut cluster, _engine, card, client) = Cluster::serving("--sim-speedup 10").await;
+    let running = submit(&client, &request(1..9, 300));
     cluster.until_requests(1).await;
     cluster.trigger.drain();
     assert_eq!(cluster.watch.next().await, Some(Event::Gone(card.worker)));
@@ -320,11 +262,8 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
 
 #[tokio::test]
 async fn what_outlives_the_grace_period_may_go_on_elsewhere() {
-    let mut cluster = Cluster::start(|_| {}).await;
-    let _engine = cluster.engine(0, "");
-    cluster.card().await;
-    let client = cluster.client().await;
-    let running = client.generate(&request(1..9, 4000)).expect("submit");
+    let (cluster, _engine, _, client) = Cluster::serving("").await;
+    let running = submit(&client, &request(1..9, 4000));
     cluster.until_requests(1).await;
     cluster.trigger.drain();
     cluster.trigger.abort();
@@ -358,19 +297,14 @@ async fn every_rank_is_a_target_of_its_own() {
     assert_eq!(refused.error.expect("an error").field, "dp_rank");
     // Without a rank, requests spread.
     let _streams: Vec<DeltaStream> = (0..4)
-        .map(|_| client.generate(&request(1..9, 4000)).expect("submit"))
+        .map(|_| submit(&client, &request(1..9, 4000)))
         .collect();
-    while client.load().running < 4 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_running(&client, 4).await;
 }
 
 #[tokio::test]
 async fn what_the_engine_would_not_survive_is_refused_and_it_goes_on() {
-    let mut cluster = Cluster::start(|_| {}).await;
-    let _engine = cluster.engine(0, "--sim-speedup 0");
-    cluster.card().await;
-    let client = cluster.client().await;
+    let (_cluster, _engine, _, client) = Cluster::serving("--sim-speedup 0").await;
     let mut hot = request(1..9, 4);
     hot.sampling.as_mut().expect("set").temperature = Some(-1.0);
     let mut torn = request(1..9, 4);
@@ -395,7 +329,7 @@ async fn what_the_engine_would_not_survive_is_refused_and_it_goes_on() {
 async fn a_listener_beyond_loopback_needs_a_token() {
     let model = model();
     let open = |token: bool| {
-        let mut config = config(model.path(), free_ports(1));
+        let mut config = config(model.path(), ports::free_row(1));
         config.host = "0.0.0.0".to_owned();
         config.plane_token = token.then(|| stator_worker::config::Secret("secret".to_owned()));
         let discovery = std::sync::Arc::new(Mem::default());

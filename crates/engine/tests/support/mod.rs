@@ -5,19 +5,18 @@ use std::{
     env, fs,
     io::{BufRead, BufReader},
     ops::Range,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use stator_engine::{
-    Config, Engine, Finish, Launch, Request, RequestError, RequestKey, Sampling, Spawn, Step,
-    StepSink, Tokens, Waits,
+    Config, DeadReason, Engine, Finish, Launch, Request, RequestError, RequestKey, Sampling, Spawn,
+    State, Step, StepSink, Tokens, Waits,
 };
+use stator_testkit::process::{Group, group_members};
+use stator_testkit::vllm::{self, Vllm};
+use stator_testkit::wait::PATIENCE;
 use tokio::sync::mpsc;
-
-/// Longest wait for anything. An engine on a busy two-core machine needs a minute to start.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One engine starts at a time; several at once take each other's processor and memory.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -25,67 +24,6 @@ static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// Waits for the turn of a test that starts engines.
 pub(crate) async fn turn() -> tokio::sync::MutexGuard<'static, ()> {
     TURN.lock().await
-}
-
-/// A Python that has vLLM, and a model for it.
-pub(crate) struct Python {
-    pub(crate) python: PathBuf,
-    pub(crate) model: PathBuf,
-}
-
-impl Python {
-    /// Finds both; `None` if the tests with a real engine are switched off.
-    ///
-    /// # Panics
-    /// If one is missing: a test that nobody runs proves nothing.
-    pub(crate) fn find() -> Option<Self> {
-        if env::var_os("STATOR_SKIP_REAL").is_some_and(|value| value == "1") {
-            println!("skipped by STATOR_SKIP_REAL=1");
-            return None;
-        }
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let path =
-            |key, default| env::var_os(key).map_or_else(|| root.join(default), PathBuf::from);
-        let found = Self {
-            python: path("STATOR_PYTHON", ".venv/bin/python"),
-            model: path("STATOR_TEST_MODEL", ".models/tiny"),
-        };
-        for path in [&found.python, &found.model] {
-            assert!(
-                path.exists(),
-                "{} is missing; set up, or STATOR_SKIP_REAL=1",
-                path.display()
-            );
-        }
-        Some(found)
-    }
-
-    fn args() -> Vec<String> {
-        let args = "--enforce-eager --max-model-len 2048 --max-num-seqs 8 \
-                    --kv-cache-memory-bytes 67108864 --block-size 32";
-        args.split_whitespace().map(str::to_owned).collect()
-    }
-
-    fn env() -> Vec<(&'static str, &'static str)> {
-        vec![
-            ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
-            ("OMP_NUM_THREADS", "1"),
-            ("VLLM_NO_USAGE_STATS", "1"),
-            ("HF_HUB_OFFLINE", "1"),
-        ]
-    }
-
-    fn spawn(&self) -> Spawn {
-        Spawn {
-            python: self.python.clone(),
-            model: self.model.display().to_string(),
-            args: Self::args(),
-            env: Self::env()
-                .into_iter()
-                .map(|(key, value)| (key.into(), value.into()))
-                .collect(),
-        }
-    }
 }
 
 /// A configuration that still lacks its launch.
@@ -104,8 +42,15 @@ pub(crate) fn config(launch: Launch, dir: &Path, keep: bool) -> Config {
     }
 }
 
-pub(crate) fn spawn_config(python: &Python, dir: &Path, keep: bool) -> Config {
-    config(Launch::Spawn(python.spawn()), dir, keep)
+pub(crate) fn spawn_config(vllm: &Vllm, dir: &Path, keep: bool) -> Config {
+    let own = |(key, value): (&str, &str)| (key.into(), value.into());
+    let spawn = Spawn {
+        python: vllm.python.clone(),
+        model: vllm.model.display().to_string(),
+        args: vllm::flags().collect(),
+        env: vllm::ENV.map(own).to_vec(),
+    };
+    config(Launch::Spawn(spawn), dir, keep)
 }
 
 /// A greedy request for exactly `max_tokens` tokens.
@@ -125,6 +70,23 @@ pub(crate) fn request(id: &str, prompt: Range<u32>, max_tokens: u32) -> Request 
             ..Sampling::default()
         },
         ..Request::default()
+    }
+}
+
+/// Starts an engine; returns it with what its sink sees.
+pub(crate) async fn start(config: Config) -> (Engine, Collected) {
+    let (sink, collected) = Collected::new();
+    let engine = Engine::start(config, sink).await;
+    (engine.expect("the engine starts"), collected)
+}
+
+/// Waits for the engine's end; returns what was noticed of it.
+pub(crate) async fn dead(engine: &Engine) -> DeadReason {
+    let mut state = engine.state();
+    let wait = state.wait_for(|state| matches!(state, State::Dead(_)));
+    match &*wait.await.expect("state") {
+        State::Dead(reason) => reason.clone(),
+        _ => unreachable!("waited for"),
     }
 }
 
@@ -255,11 +217,11 @@ const WORKER_KEEP: &str = "STATOR_TEST_WORKER_KEEP";
 
 impl Worker {
     /// Runs this test binary again, as the test that is a worker.
-    pub(crate) fn spawn(python: &Python, dir: &Path, keep: bool) -> Self {
+    pub(crate) fn spawn(vllm: &Vllm, dir: &Path, keep: bool) -> Self {
         let process = Command::new(env::current_exe().expect("this binary"))
             .args(["--exact", "a_worker_process", "--ignored", "--nocapture"])
-            .env("STATOR_PYTHON", &python.python)
-            .env("STATOR_TEST_MODEL", &python.model)
+            .env("STATOR_PYTHON", &vllm.python)
+            .env("STATOR_TEST_MODEL", &vllm.model)
             .env(WORKER_DIR, dir)
             .env(WORKER_KEEP, if keep { "1" } else { "0" })
             .stdout(Stdio::piped())
@@ -274,12 +236,8 @@ impl Worker {
             return;
         };
         let keep = env::var_os(WORKER_KEEP).is_some_and(|keep| keep == "1");
-        let python = Python::find().expect("its parent found one");
-        let (sink, mut collected) = Collected::new();
-        let config = spawn_config(&python, Path::new(&dir), keep);
-        let engine = Engine::start(config, sink)
-            .await
-            .expect("the engine starts");
+        let vllm = Vllm::find().expect("its parent found one");
+        let (engine, mut collected) = start(spawn_config(&vllm, Path::new(&dir), keep)).await;
         let orphans =
             ["orphan", "live"].map(|id| engine.submit(request(id, 30..40, 1900)).expect("submit"));
         for orphan in &orphans {
@@ -316,42 +274,19 @@ impl Drop for Worker {
     }
 }
 
-/// Starts an engine as a person would who wants it to dial in at `port`, in a group of its own.
-pub(crate) struct ByHand(Child);
-
-impl ByHand {
-    pub(crate) fn start(python: &Python, port: u16, dir: &Path) -> Self {
-        use std::os::unix::process::CommandExt;
-        let log = fs::File::create(dir.join("by-hand.log")).expect("log");
-        let child = Command::new(&python.python)
-            .args(["-m", "vllm.entrypoints.cli.main", "serve"])
-            .arg(&python.model)
-            .args(Python::args())
-            .args(["--headless", "--data-parallel-address", "127.0.0.1"])
-            .args(["--data-parallel-rpc-port", &port.to_string()])
-            .args(["--data-parallel-size-local", "1"])
-            .env_remove("PYTHONDONTWRITEBYTECODE")
-            .envs(Python::env())
-            .stdin(Stdio::null())
-            .stderr(log.try_clone().expect("log"))
-            .stdout(log)
-            .process_group(0)
-            .spawn()
-            .expect("spawn");
-        Self(child)
-    }
-
-    /// Makes the whole engine stand still.
-    pub(crate) fn stop(&self) {
-        signal(&format!("-{}", self.0.id()), "STOP");
-    }
-}
-
-impl Drop for ByHand {
-    fn drop(&mut self) {
-        signal(&format!("-{}", self.0.id()), "KILL");
-        let _ = self.0.wait();
-    }
+/// Starts an engine as a person would who wants it to dial in at `port`.
+pub(crate) fn start_by_hand(vllm: &Vllm, port: u16, dir: &Path) -> Group {
+    let log = fs::File::create(dir.join("by-hand.log")).expect("log");
+    let mut command = vllm.command();
+    command
+        .arg("serve")
+        .arg(&vllm.model)
+        .args(vllm::flags())
+        .args(vllm::headless(port))
+        .stdin(Stdio::null())
+        .stderr(log.try_clone().expect("log"))
+        .stdout(log);
+    Group::spawn(&mut command)
 }
 
 /// Returns the EngineCore process behind vLLM's launcher.
@@ -364,53 +299,4 @@ pub(crate) fn engine_core(launcher: u32) -> u32 {
         .into_iter()
         .find(is_core)
         .expect("an EngineCore in the group")
-}
-
-/// Returns the live processes of a group.
-pub(crate) fn group_members(group: u32) -> Vec<u32> {
-    let pids = fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| process_fields(*pid).is_some_and(|(state, of)| of == group && state != "Z"))
-        .collect()
-}
-
-pub(crate) fn is_alive(pid: u32) -> bool {
-    process_fields(pid).is_some_and(|(state, _)| state != "Z")
-}
-
-/// State and group of a process.
-fn process_fields(pid: u32) -> Option<(String, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?.to_owned();
-    Some((state, fields.nth(1)?.parse().ok()?))
-}
-
-pub(crate) fn kill_9(pid: u32) {
-    signal(&pid.to_string(), "KILL");
-}
-
-fn signal(target: &str, signal: &str) {
-    let status = Command::new("/bin/kill")
-        .args(["-s", signal, "--", target])
-        .status();
-    assert!(
-        status.is_ok_and(|status| status.success()),
-        "kill -s {signal} -- {target}"
-    );
-}
-
-/// Waits for a state of affairs.
-pub(crate) async fn until(mut holds: impl FnMut() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect("in time");
-}
-
-pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address").port()
 }

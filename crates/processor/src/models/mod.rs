@@ -4,6 +4,7 @@
 //! (`registry`) is one task that follows discovery and replaces the snapshot; `load` fetches and
 //! builds what a model needs, away from the async threads.
 
+mod agreement;
 mod generation;
 mod load;
 mod registry;

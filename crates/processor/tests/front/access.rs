@@ -3,8 +3,11 @@
 use http::Request;
 use http_body_util::Full;
 use stator_processor::config::Config;
+use stator_testkit::http::{get, post, send, until};
+use stator_testkit::worker::Worker;
 
-use crate::support::{Worker, get, post, send, start, tokens, until, until_open};
+use crate::answers::tokens;
+use crate::support::{start, until_open};
 
 fn with_keys() -> Config {
     Config {
@@ -129,7 +132,7 @@ async fn models_are_listed_under_all_their_names() {
     let one = send(processor.addr, get("/v1/models/org/alias"))
         .await
         .json();
-    assert_eq!(one["max_model_len"], 128);
+    assert_eq!(one["max_model_len"], 512);
     assert_eq!(one["parent"], "model");
     assert_eq!(one["object"], "model");
 }

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use stator_processor::config::Config;
+use stator_testkit::http::{get, send, send_h2_on, until};
+use stator_testkit::worker::Worker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{
-    Worker, completion, get, send, send_h2_on, silent, start, tokens, until, until_open,
-};
+use crate::answers::{completion, silent, tokens};
+use crate::support::{start, until_open};
 
 /// Sends bytes and returns everything that comes back until the other side closes.
 pub(crate) async fn raw(addr: SocketAddr, bytes: &str) -> String {
@@ -101,11 +102,8 @@ async fn a_client_that_goes_away_frees_its_place_in_the_engine() {
     until(processor.addr, "/workers", |_| worker.submitted() == 1).await;
     waiting.abort();
     until(processor.addr, "/workers", |answered| {
-        let cancelled = worker
-            .state
-            .cancelled
-            .load(std::sync::atomic::Ordering::SeqCst);
-        cancelled == 1 && answered.json()["models"][0]["targets"][0]["booked"]["requests"] == 0
+        worker.cancelled() == 1
+            && answered.json()["models"][0]["targets"][0]["booked"]["requests"] == 0
     })
     .await;
 }

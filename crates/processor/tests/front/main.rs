@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod answers;
 mod connections;
+#[path = "../support/mod.rs"]
 mod support;
 mod tls;
 mod workers;

@@ -7,11 +7,12 @@ use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use stator_processor::config::Config;
 use stator_processor::{BindError, Processor};
+use stator_testkit::http::{get, send_h2_on, send_on};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::support::{Running, get, send_h2_on, send_on, start};
+use crate::support::{Running, start};
 
 /// Writes a new certificate for `localhost` and its key.
 fn certify(dir: &Path) -> CertificateDer<'static> {

@@ -1,13 +1,14 @@
 //! Workers come, go, fail and disagree.
 
-use std::sync::atomic::Ordering;
-
 use stator_common::Code;
 use stator_common::card::{File, Role};
 use stator_processor::config::Config;
 use stator_processor::pool::RouterMode;
+use stator_testkit::http::{get, post, send, until};
+use stator_testkit::worker::Worker;
 
-use crate::support::{Worker, completion, get, refuses, send, start, tokens, until, until_open};
+use crate::answers::{completion, refuses, tokens};
+use crate::support::{start, until_open};
 
 #[tokio::test]
 async fn a_model_exists_as_long_as_a_worker_serves_it() {
@@ -76,11 +77,7 @@ async fn a_worker_that_is_known_but_not_connected_gives_503_with_retry_after() {
     })
     .await;
     let body = r#"{"model": "other", "prompt": [1], "max_tokens": 1}"#;
-    let answered = send(
-        processor.addr,
-        crate::support::post("/v1/completions", body),
-    )
-    .await;
+    let answered = send(processor.addr, post("/v1/completions", body)).await;
     assert_eq!(answered.status, 503, "{answered:?}");
     assert!(answered.headers.contains_key("retry-after"));
     assert!(answered.error().contains("still being loaded"));
@@ -178,7 +175,7 @@ async fn a_worker_that_disagrees_is_refused_until_the_others_have_gone() {
         .unwrap()
         .to_owned();
     assert!(
-        reason.contains("file extra.json") && reason.contains("max_model_len (64, not 128)"),
+        reason.contains("file extra.json") && reason.contains("max_model_len (64, not 512)"),
         "{reason}"
     );
     let refused = send(processor.addr, get("/metrics")).await;
@@ -238,7 +235,7 @@ async fn workers_of_other_namespaces_and_roles_are_not_used() {
     let workers = send(processor.addr, get("/workers")).await.json();
     assert_eq!(workers["models"][0]["targets"][0]["worker"], "mine");
     assert_eq!(workers["models"][0]["targets"].as_array().unwrap().len(), 1);
-    assert_eq!(mine.state.submitted.load(Ordering::SeqCst), 0);
+    assert_eq!(mine.submitted(), 0);
 }
 
 #[tokio::test]

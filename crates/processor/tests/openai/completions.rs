@@ -2,15 +2,16 @@
 
 use serde_json::{Value, json};
 use stator_common::proto::worker::{Delta, FinishReason};
+use stator_testkit::model::tokens;
 
-use crate::script::{Stage, events, position, tokens};
+use crate::stage::{Stage, position};
 
 const COMPLETIONS: &str = "/v1/completions";
 
 #[tokio::test]
 async fn a_text_is_continued() {
     let mut stage = Stage::new().await;
-    let answer = stage.ask(COMPLETIONS, &json!({"model": "alias", "prompt": "one"}));
+    let answer = stage.ask(COMPLETIONS, &json!({"model": "org/alias", "prompt": "one"}));
     let attempt = stage.attempt().await;
     assert_eq!(attempt.prompt(), "one");
     assert_eq!(attempt.sampling().max_tokens, 16);
@@ -58,7 +59,7 @@ async fn tokens_are_taken_as_they_are_and_returned_if_asked_for() {
         attempt.finish(&tokens("c"), FinishReason::Length);
         let answered = answer.await.unwrap();
         let body = if stream {
-            events(&answered)[0].clone()
+            answered.events()[0].clone()
         } else {
             answered.json()
         };
@@ -85,7 +86,7 @@ async fn the_prompt_can_be_shown_before_the_answer_or_alone() {
             attempt.finish(&tokens(generated), FinishReason::Length);
             let answered = answer.await.unwrap();
             let shown: String = if stream {
-                let events = events(&answered);
+                let events = answered.events();
                 events
                     .iter()
                     .filter_map(|event| event["choices"][0]["text"].as_str())
@@ -119,7 +120,7 @@ async fn logprobs_are_four_lists() {
         });
         let answered = answer.await.unwrap();
         let body = if stream {
-            events(&answered)[0].clone()
+            answered.events()[0].clone()
         } else {
             answered.json()
         };
@@ -155,7 +156,7 @@ async fn offsets_go_on_from_event_to_event() {
         tokio::task::yield_now().await;
     }
     attempt.finish(&[], FinishReason::Length);
-    let events = events(&answer.await.unwrap());
+    let events = answer.await.unwrap().events();
     let offsets = events.iter().flat_map(|event| {
         event["choices"][0]["logprobs"]["text_offset"]
             .as_array()
@@ -177,7 +178,7 @@ async fn a_stream_counts_the_tokens_of_all_prompts_at_its_end() {
             .await
             .finish(&tokens("xy"), FinishReason::Length);
     }
-    let events = events(&answer.await.unwrap());
+    let events = answer.await.unwrap().events();
     let usage = &events[events.len() - 1]["usage"];
     assert_eq!(
         (&usage["prompt_tokens"], &usage["completion_tokens"]),

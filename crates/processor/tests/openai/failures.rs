@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 use stator_common::Code;
 use stator_common::plane::tcp::delta::failed;
+use stator_testkit::http::open;
 
-use crate::script::{Stage, open};
+use crate::stage::Stage;
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -36,11 +37,7 @@ async fn a_failure_before_the_first_token_is_a_status_even_for_a_stream() {
 async fn a_failure_after_the_first_token_ends_a_stream_with_an_error_event() {
     let mut stage = Stage::new().await;
     let body = json!({"prompt": "x", "stream": true});
-    let (mut reading, attempt) = tokio::join!(open(stage.addr, COMPLETIONS, &body), async {
-        let attempt = stage.attempt().await;
-        attempt.say("a");
-        attempt
-    });
+    let (mut reading, attempt) = stage.begin(COMPLETIONS, &body, "a").await;
     assert_eq!(reading.status, 200);
     let mut seen = reading.next().await.unwrap();
     attempt.send(failed(0, Code::EngineDead, "the engine died"));
@@ -86,11 +83,7 @@ async fn a_choice_that_fails_ends_the_others() {
 async fn a_client_that_leaves_a_stream_frees_the_engine() {
     let mut stage = Stage::new().await;
     let body = json!({"prompt": "x", "stream": true});
-    let (mut reading, attempt) = tokio::join!(open(stage.addr, COMPLETIONS, &body), async {
-        let attempt = stage.attempt().await;
-        attempt.say("a");
-        attempt
-    });
+    let (mut reading, attempt) = stage.begin(COMPLETIONS, &body, "a").await;
     reading.next().await.unwrap();
     reading.leave();
     assert_eq!(stage.cancelled().await, attempt.stream);

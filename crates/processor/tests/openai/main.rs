@@ -6,12 +6,8 @@ mod completions;
 mod failures;
 mod meaning;
 mod refusals;
-mod script;
-#[path = "../front/support.rs"]
-#[allow(
-    dead_code,
-    clippy::unwrap_used,
-    reason = "made for the tests of another program"
-)]
+mod stage;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "some of it is for the tests of the front alone")]
 mod support;
 mod tokenizer;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use stator_processor::config::{Config, ReasoningField};
 
-use crate::script::{Stage, events};
+use crate::stage::Stage;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -45,7 +45,7 @@ async fn thoughts_are_told_apart_from_the_answer() {
             attempt.end();
             let answered = answer.await.unwrap();
             let (thought, content) = if stream {
-                let events = events(&answered);
+                let events = answered.events();
                 (joined(&events, field.as_str()), joined(&events, "content"))
             } else {
                 let body = answered.json();
@@ -113,7 +113,7 @@ async fn a_call_in_the_text_becomes_a_tool_call() {
         attempt.end();
         let answered = answer.await.unwrap();
         if stream {
-            let events = events(&answered);
+            let events = answered.events();
             assert_eq!(joined(&events, "content").trim_end(), "Let me see.");
             let calls: Vec<Value> = events
                 .iter()

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use stator_processor::config::Config;
 
-use crate::script::Stage;
+use crate::stage::Stage;
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";

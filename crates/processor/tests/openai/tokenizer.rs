@@ -2,9 +2,9 @@
 
 use serde_json::json;
 use stator_processor::config::Config;
+use stator_testkit::http::{post, send};
 
-use crate::script::Stage;
-use crate::support::{post, send};
+use crate::stage::Stage;
 
 #[tokio::test]
 async fn text_and_conversations_become_tokens_and_tokens_text() {

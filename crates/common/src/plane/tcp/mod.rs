@@ -1,8 +1,8 @@
 //! The tcp request plane: one connection per processor-worker pair carries everything.
 //!
-//! The protocol is told in `proto/README.md`. In code: [`frame`] is the bytes, `outbound` the way
-//! out of a socket without a task in between, [`delta`] what coalescing means, [`server`] the
-//! worker's end, [`client`] and [`stream`] the processor's, [`net`] where sockets come from.
+//! The protocol is told in `proto/README.md`. In code: [`frame`] is the bytes, `inbound` the way
+//! in of a socket, `outbound` the way out without a task in between, [`delta`] what coalescing means,
+//! [`server`] the worker's end, [`client`] and [`stream`] the processor's, [`net`] where sockets come from.
 //!
 //! Why not HTTP/2 or a message queue: an engine step produces a few bytes for each of hundreds of streams
 //! at once. Here that is one frame, one write and one read, whatever the number of streams.
@@ -10,6 +10,7 @@
 pub mod client;
 pub mod delta;
 pub mod frame;
+mod inbound;
 pub mod net;
 mod outbound;
 pub mod server;

@@ -5,6 +5,8 @@
 //! parameters is passed on as it is. As vLLM (0.32, `tool_parsers/streaming.py`), but each character is
 //! looked at once.
 
+use std::io::{self, Write};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
@@ -34,35 +36,33 @@ pub(super) fn whole(text: &str) -> Vec<CallDelta> {
 /// Writes JSON the way Python's `json.dumps` does, which is how vLLM writes arguments.
 fn spaced(value: &Value) -> String {
     struct Spaces;
+    impl Spaces {
+        fn separate<W: ?Sized + Write>(writer: &mut W, first: bool) -> io::Result<()> {
+            if first {
+                Ok(())
+            } else {
+                writer.write_all(b", ")
+            }
+        }
+    }
     impl Formatter for Spaces {
-        fn begin_array_value<W: ?Sized + std::io::Write>(
+        fn begin_array_value<W: ?Sized + Write>(
             &mut self,
             writer: &mut W,
             first: bool,
-        ) -> std::io::Result<()> {
-            if first {
-                Ok(())
-            } else {
-                writer.write_all(b", ")
-            }
+        ) -> io::Result<()> {
+            Self::separate(writer, first)
         }
 
-        fn begin_object_key<W: ?Sized + std::io::Write>(
+        fn begin_object_key<W: ?Sized + Write>(
             &mut self,
             writer: &mut W,
             first: bool,
-        ) -> std::io::Result<()> {
-            if first {
-                Ok(())
-            } else {
-                writer.write_all(b", ")
-            }
+        ) -> io::Result<()> {
+            Self::separate(writer, first)
         }
 
-        fn begin_object_value<W: ?Sized + std::io::Write>(
-            &mut self,
-            writer: &mut W,
-        ) -> std::io::Result<()> {
+        fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
             writer.write_all(b": ")
         }
     }

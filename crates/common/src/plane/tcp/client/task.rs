@@ -6,14 +6,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use futures::future::poll_fn;
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use tokio::{
-    io::AsyncReadExt,
-    time::{self, Instant},
-};
+use tokio::time;
 use tracing::{debug, info, warn};
 
 use super::{ClientConfig, Link, Shared, State};
@@ -22,7 +19,8 @@ use crate::{
     plane::tcp::{
         PlaneError, SOFTWARE,
         frame::{self, FrameError, Kind},
-        net::{Io, Reader},
+        inbound::{Inbound, Lost},
+        net::Io,
         outbound::Outbound,
     },
     proto::{
@@ -30,9 +28,6 @@ use crate::{
         worker::{Error, StepDeltas},
     },
 };
-
-/// Free room that a read finds in the buffer: about two steps of 1,024 streams.
-const READ_ROOM: usize = 64 << 10;
 
 /// A worker on the same network answers in milliseconds; this covers one that is starved of CPU.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -46,12 +41,10 @@ const BACK_OFF_MOST: Duration = Duration::from_secs(2);
 /// Why a connection, or an attempt at one, ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    #[error("closed by the worker")]
-    ByPeer,
     #[error("no answer within {} s", CONNECT_WITHIN.as_secs())]
     NoAnswer,
-    #[error("not heard of for {} s", .0.as_secs())]
-    Dead(Duration),
+    #[error(transparent)]
+    Lost(#[from] Lost),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -75,12 +68,11 @@ impl Task {
         let mut random = SmallRng::seed_from_u64(self.config.seed);
         let mut wait = BACK_OFF_FIRST;
         loop {
-            let mut buf = BytesMut::with_capacity(READ_ROOM);
-            let greeted = time::timeout(CONNECT_WITHIN, self.greet(&mut buf)).await;
+            let greeted = time::timeout(CONNECT_WITHIN, self.greet()).await;
             let ended = match greeted.unwrap_or(Err(Ended::NoAnswer)) {
-                Ok((link, reader)) => {
+                Ok((link, inbound)) => {
                     wait = BACK_OFF_FIRST;
-                    self.serve(&link, reader, buf).await
+                    self.serve(&link, inbound).await
                 }
                 Err(ended) => ended,
             };
@@ -109,8 +101,9 @@ impl Task {
     }
 
     /// Dials, says Hello and reads the answer.
-    async fn greet(&self, buf: &mut BytesMut) -> Result<(Arc<Link>, Reader), Ended> {
-        let Io { mut reader, writer } = self.config.dial.dial(&self.address).await?;
+    async fn greet(&self) -> Result<(Arc<Link>, Inbound), Ended> {
+        let Io { reader, writer } = self.config.dial.dial(&self.address).await?;
+        let mut inbound = Inbound::new(reader);
         let mut out = Outbound::new(writer);
         let hello = plane::Hello {
             software: SOFTWARE.to_owned(),
@@ -124,15 +117,8 @@ impl Task {
         };
         frame::put_hello(&mut out.buf, &hello);
         poll_fn(|cx| out.poll_flush(cx)).await?;
-        let header = loop {
-            if let Some(header) = frame::peek(buf, frame::MAX_HELLO)? {
-                break header;
-            }
-            if reader.read_buf(buf).await? == 0 {
-                return Err(Ended::ByPeer);
-            }
-        };
-        let payload = frame::take(buf, header);
+        let header = inbound.first::<Ended>().await?;
+        let payload = frame::take(&mut inbound.buf, header);
         let peer = frame::introduction(&payload)?;
         if peer.major != frame::MAJOR {
             return Err(Ended::Refused {
@@ -150,7 +136,7 @@ impl Task {
             Some(Kind::Welcome) => {
                 let welcome: plane::Welcome = frame::message(Kind::Welcome, peer.message)?;
                 info!(worker = %self.address, id = welcome.worker, software = welcome.software, "connected");
-                Ok((Arc::new(Link::new(out)), reader))
+                Ok((Arc::new(Link::new(out)), inbound))
             }
             Some(Kind::Reject) => {
                 let error: Error = frame::message(Kind::Reject, peer.message)?;
@@ -164,7 +150,7 @@ impl Task {
     }
 
     /// Offers the link to the client and reads until the connection ends.
-    async fn serve(&self, link: &Arc<Link>, reader: Reader, buf: BytesMut) -> Ended {
+    async fn serve(&self, link: &Arc<Link>, inbound: Inbound) -> Ended {
         {
             let Some(shared) = self.shared.upgrade() else {
                 return Ended::Unused;
@@ -179,37 +165,33 @@ impl Task {
             address: &self.address,
             reason: Mutex::new("the client was closed".to_owned()),
         };
-        let ended = self.read(link, reader, buf).await;
+        let ended = self.read(link, inbound).await;
         *_end.reason.lock() = ended.to_string();
         ended
     }
 
-    async fn read(&self, link: &Link, mut reader: Reader, mut buf: BytesMut) -> Ended {
-        let mut heard = Instant::now();
+    async fn read(&self, link: &Link, mut inbound: Inbound) -> Ended {
         let mut beat = time::interval(self.config.ping_every);
         beat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut beats = 0;
         loop {
-            if let Err(ended) = self.handle(link, &mut buf) {
+            if let Err(ended) = self.handle(link, &mut inbound.buf) {
                 return ended;
             }
-            buf.reserve(READ_ROOM);
             tokio::select! {
                 biased;
                 error = poll_fn(|cx| link.poll_drive(cx)) => return error.into(),
                 _ = beat.tick() => {
-                    if heard.elapsed() > self.config.dead_after {
-                        return Ended::Dead(self.config.dead_after);
+                    if let Err(lost) = inbound.check(self.config.dead_after) {
+                        return lost.into();
                     }
                     beats += 1;
                     let mut out = link.out.lock();
                     frame::put_beat(&mut out.buf, Kind::Ping, beats);
                     out.flush();
                 }
-                read = reader.read_buf(&mut buf) => match read {
-                    Ok(0) => return Ended::ByPeer,
-                    Ok(_) => heard = Instant::now(),
-                    Err(error) => return error.into(),
+                read = inbound.read() => if let Err(lost) = read {
+                    return lost.into();
                 },
             }
         }
@@ -218,7 +200,7 @@ impl Task {
     /// Handles every frame that has arrived in full.
     fn handle(&self, link: &Link, buf: &mut BytesMut) -> Result<(), Ended> {
         while let Some(header) = frame::peek(buf, frame::MAX_FRAME)? {
-            let payload = &buf[frame::HEADER..frame::HEADER + header.payload];
+            let payload = frame::payload(buf, header);
             match header.kind {
                 Some(Kind::Step) => {
                     let step: StepDeltas = frame::message(Kind::Step, payload)?;
@@ -246,7 +228,7 @@ impl Task {
                 ) => return Err(FrameError::Unexpected { kind }.into()),
                 None => debug!(worker = %self.address, "skipped a frame of an unknown kind"),
             }
-            buf.advance(frame::HEADER + header.payload);
+            frame::skip(buf, header);
         }
         Ok(())
     }

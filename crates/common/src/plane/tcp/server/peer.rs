@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use futures::future::poll_fn;
-use tokio::{io::AsyncReadExt, time};
+use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -18,14 +18,12 @@ use crate::{
     plane::tcp::{
         SOFTWARE, error,
         frame::{self, FrameError, Kind},
-        net::{Io, Reader},
+        inbound::{Inbound, Lost},
+        net::Io,
         outbound::Outbound,
     },
     proto::plane,
 };
-
-/// Free room that a read finds in the buffer: about two steps of 1,024 streams.
-const READ_ROOM: usize = 64 << 10;
 
 /// Prompts from this size on share memory with the read buffer instead of being copied.
 const ZERO_COPY_FROM: usize = 8 << 10;
@@ -39,8 +37,6 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    #[error("closed by the peer")]
-    ByPeer,
     #[error("the server closes")]
     Stopped,
     #[error("closed by this side")]
@@ -49,8 +45,8 @@ enum Ended {
     NoHello,
     #[error("refused: {0}")]
     Refused(String),
-    #[error("not heard of for {} s", .0.as_secs())]
-    Dead(Duration),
+    #[error(transparent)]
+    Lost(#[from] Lost),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -71,28 +67,26 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) async fn run(self, io: Io, handler: Arc<impl Handler>) {
-        let Io { mut reader, writer } = io;
+        let Io { reader, writer } = io;
+        let mut inbound = Inbound::new(reader);
         let connection = Arc::new(Connection::new(
             self.address,
             Outbound::new(writer),
             self.config.max_backlog,
         ));
-        let mut buf = BytesMut::with_capacity(READ_ROOM);
-        let ended = match self.greet(&connection, &mut reader, &mut buf).await {
+        let ended = match self.greet(&connection, &mut inbound).await {
             Err(ended) => ended,
             Ok(software) => {
                 info!(peer = %self.address, software, "processor connected");
                 handler.opened(&connection);
-                let ended = self
-                    .serve(&connection, &mut reader, &mut buf, &*handler)
-                    .await;
+                let ended = self.serve(&connection, &mut inbound, &*handler).await;
                 connection.closed.cancel();
                 handler.closed(&connection);
                 ended
             }
         };
         match ended {
-            Ended::ByPeer | Ended::Stopped => {
+            Ended::Lost(Lost::ByPeer) | Ended::Stopped => {
                 info!(peer = %self.address, reason = %ended, "processor gone");
             }
             _ => warn!(peer = %self.address, reason = %ended, "processor gone"),
@@ -104,22 +98,8 @@ impl Peer {
     }
 
     /// Reads the Hello and answers it. Returns what the peer calls itself.
-    async fn greet(
-        &self,
-        connection: &Connection,
-        reader: &mut Reader,
-        buf: &mut BytesMut,
-    ) -> Result<String, Ended> {
-        let hello = async {
-            loop {
-                if let Some(header) = frame::peek(buf, frame::MAX_HELLO)? {
-                    return Ok(header);
-                }
-                if reader.read_buf(buf).await? == 0 {
-                    return Err(Ended::ByPeer);
-                }
-            }
-        };
+    async fn greet(&self, connection: &Connection, inbound: &mut Inbound) -> Result<String, Ended> {
+        let hello = inbound.first::<Ended>();
         let header = tokio::select! {
             () = self.stop.cancelled() => return Err(Ended::Stopped),
             header = time::timeout(HELLO_WITHIN, hello) => header.map_err(|_| Ended::NoHello)??,
@@ -127,7 +107,7 @@ impl Peer {
         let Some(Kind::Hello) = header.kind else {
             return Err(FrameError::NotStator.into());
         };
-        let payload = frame::take(buf, header);
+        let payload = frame::take(&mut inbound.buf, header);
         let peer = frame::introduction(&payload)?;
         if peer.major != frame::MAJOR {
             return Err(self.reject(
@@ -186,20 +166,17 @@ impl Peer {
     async fn serve(
         &self,
         connection: &Arc<Connection>,
-        reader: &mut Reader,
-        buf: &mut BytesMut,
+        inbound: &mut Inbound,
         handler: &impl Handler,
     ) -> Ended {
-        let mut heard = time::Instant::now();
         let mut check = time::interval(self.config.dead_after / 3);
         let mut told_draining = false;
         let mut last_stream = 0;
         loop {
-            match self.handle(connection, buf, handler, &mut last_stream) {
+            match self.handle(connection, &mut inbound.buf, handler, &mut last_stream) {
                 Ok(()) => {}
                 Err(ended) => return ended,
             }
-            buf.reserve(READ_ROOM);
             tokio::select! {
                 biased;
                 error = poll_fn(|cx| connection.poll_drive(cx)) => return error.into(),
@@ -210,14 +187,12 @@ impl Peer {
                     connection.control(|sending| frame::put_draining(&mut sending.out.buf));
                 }
                 _ = check.tick() => {
-                    if heard.elapsed() > self.config.dead_after {
-                        return Ended::Dead(self.config.dead_after);
+                    if let Err(lost) = inbound.check(self.config.dead_after) {
+                        return lost.into();
                     }
                 }
-                read = reader.read_buf(buf) => match read {
-                    Ok(0) => return Ended::ByPeer,
-                    Ok(_) => heard = time::Instant::now(),
-                    Err(error) => return error.into(),
+                read = inbound.read() => if let Err(lost) = read {
+                    return lost.into();
                 },
             }
         }
@@ -236,8 +211,8 @@ impl Peer {
                 let (stream, request) = if header.payload >= ZERO_COPY_FROM {
                     frame::submit(frame::take(buf, header))?
                 } else {
-                    let submit = frame::submit(payload(buf, header))?;
-                    skip(buf, header);
+                    let submit = frame::submit(frame::payload(buf, header))?;
+                    frame::skip(buf, header);
                     submit
                 };
                 // Serial numbers (RFC 1982): they may wrap after four billion requests.
@@ -251,7 +226,7 @@ impl Peer {
                 handler.submit(connection, stream, request);
                 continue;
             }
-            let bytes = payload(buf, header);
+            let bytes = frame::payload(buf, header);
             match header.kind {
                 Some(Kind::Cancel) => handler.cancel(connection, frame::cancel(bytes)?),
                 Some(Kind::Ping) => {
@@ -281,16 +256,8 @@ impl Peer {
                 ) => return Err(FrameError::Unexpected { kind }.into()),
                 None => debug!(peer = %connection.peer(), "skipped a frame of an unknown kind"),
             }
-            skip(buf, header);
+            frame::skip(buf, header);
         }
         Ok(())
     }
-}
-
-fn payload(buf: &BytesMut, header: frame::Header) -> &[u8] {
-    &buf[frame::HEADER..frame::HEADER + header.payload]
-}
-
-fn skip(buf: &mut BytesMut, header: frame::Header) {
-    bytes::Buf::advance(buf, frame::HEADER + header.payload);
 }

@@ -5,16 +5,22 @@
 //! labels come and go with worker processes are not kept here but written from the live workers at the
 //! time of asking (`server::scrape`), so that memory does not grow with their history.
 
+mod labels;
+mod observation;
+
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
-use stator_common::Code;
+
+pub use labels::{Endpoint, Outcome};
+use observation::EndpointMetrics;
+pub use observation::{ModelMetrics, Observation};
 
 /// Upper bounds in seconds: 1 ms to 480 s, for times until something.
 const LATENCY_BUCKETS: &[f64] = &[
@@ -38,86 +44,6 @@ const ITL: &str = "stator_processor_inter_token_latency_seconds";
 const DURATION: &str = "stator_processor_request_duration_seconds";
 const PROMPT_TOKENS: &str = "stator_processor_prompt_tokens";
 const OUTPUT_TOKENS: &str = "stator_processor_output_tokens";
-
-/// The generating routes, as labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `POST /v1/chat/completions`.
-    Chat,
-    /// `POST /v1/completions`.
-    Completions,
-}
-
-impl Endpoint {
-    const ALL: [Self; 2] = [Self::Chat, Self::Completions];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Chat => "chat_completions",
-            Self::Completions => "completions",
-        }
-    }
-}
-
-/// How a generating request ended, as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// With a complete answer.
-    Success,
-    /// The request was at fault.
-    Refused,
-    /// There was no room for it.
-    Overloaded,
-    /// Nobody was there to serve it.
-    Unavailable,
-    /// The client went away.
-    Cancelled,
-    /// It took too long.
-    Expired,
-    /// A defect.
-    Failed,
-}
-
-impl Outcome {
-    const ALL: [Self; 7] = [
-        Self::Success,
-        Self::Refused,
-        Self::Overloaded,
-        Self::Unavailable,
-        Self::Cancelled,
-        Self::Expired,
-        Self::Failed,
-    ];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Success => "success",
-            Self::Refused => "refused",
-            Self::Overloaded => "overloaded",
-            Self::Unavailable => "unavailable",
-            Self::Cancelled => "cancelled",
-            Self::Expired => "expired",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl From<Code> for Outcome {
-    fn from(code: Code) -> Self {
-        match code {
-            Code::InvalidRequest | Code::NotFound | Code::TooLarge | Code::Unauthenticated => {
-                Self::Refused
-            }
-            Code::Overloaded => Self::Overloaded,
-            Code::Unavailable | Code::Draining | Code::EngineDead | Code::Disconnected => {
-                Self::Unavailable
-            }
-            Code::Cancelled => Self::Cancelled,
-            Code::DeadlineExceeded => Self::Expired,
-            Code::Incompatible | Code::Internal => Self::Failed,
-        }
-    }
-}
 
 /// The process's measurements.
 pub struct Metrics {
@@ -301,113 +227,10 @@ fn key(name: &'static str, labels: &[(&str, &str)]) -> Key {
     Key::from_parts(name, labels)
 }
 
-/// The handles of one model.
-#[derive(Debug)]
-pub struct ModelMetrics {
-    endpoints: [EndpointMetrics; Endpoint::ALL.len()],
-    /// Attempts that were repeated on another worker.
-    pub(crate) retries: Counter,
-    totals: Arc<Totals>,
-}
-
-#[derive(Clone, Debug)]
-struct EndpointMetrics {
-    ended: [Counter; Outcome::ALL.len()],
-    inflight: Gauge,
-    ttft: Histogram,
-    itl: Histogram,
-    duration: Histogram,
-    prompt_tokens: Histogram,
-    output_tokens: Histogram,
-    output_total: Counter,
-    cached_total: Counter,
-}
-
-impl ModelMetrics {
-    /// Begins to observe a request that arrived now.
-    pub fn begin(&self, endpoint: Endpoint) -> Observation {
-        let metrics = self.endpoints[endpoint as usize].clone();
-        metrics.inflight.increment(1.0);
-        self.totals.inflight.fetch_add(1, Ordering::Relaxed);
-        let now = Instant::now();
-        Observation {
-            metrics,
-            totals: Arc::clone(&self.totals),
-            arrived: now,
-            last: now,
-            output: 0,
-            outcome: Outcome::Cancelled,
-        }
-    }
-}
-
-/// One request, observed from its arrival to its drop.
-///
-/// Dropped without [`Observation::end`] it counts as cancelled: that is what happens when a client
-/// goes away and its future is dropped.
-#[derive(Debug)]
-pub struct Observation {
-    metrics: EndpointMetrics,
-    totals: Arc<Totals>,
-    arrived: Instant,
-    last: Instant,
-    output: u64,
-    outcome: Outcome,
-}
-
-impl Observation {
-    /// Records the length of the prompt; once per prompt.
-    pub fn prompt(&self, tokens: usize) {
-        self.metrics.prompt_tokens.record(tokens as f64);
-    }
-
-    /// Records how many of the prompt's tokens came from a cache.
-    pub fn cached(&self, tokens: u32) {
-        self.metrics.cached_total.increment(u64::from(tokens));
-    }
-
-    /// Records that `count` tokens came now; nothing if it is 0.
-    ///
-    /// With several choices in one request the interval is that between any two of its deltas.
-    pub fn tokens(&mut self, count: usize) {
-        if count == 0 {
-            return;
-        }
-        let now = Instant::now();
-        if self.output == 0 {
-            self.metrics.ttft.record(now - self.arrived);
-        } else {
-            let each = (now - self.last).as_secs_f64() / count as f64;
-            self.metrics.itl.record_many(each, count);
-        }
-        self.last = now;
-        self.output += count as u64;
-        self.metrics.output_total.increment(count as u64);
-        self.totals
-            .output_tokens
-            .fetch_add(count as u64, Ordering::Relaxed);
-    }
-
-    /// Says how the request ended; the last call counts, when the observation is dropped.
-    pub fn end(&mut self, outcome: Outcome) {
-        self.outcome = outcome;
-    }
-}
-
-impl Drop for Observation {
-    fn drop(&mut self) {
-        self.metrics.inflight.decrement(1.0);
-        self.totals.inflight.fetch_sub(1, Ordering::Relaxed);
-        self.metrics.ended[self.outcome as usize].increment(1);
-        if self.output > 0 {
-            self.metrics.output_tokens.record(self.output as f64);
-            self.metrics.duration.record(self.arrived.elapsed());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use stator_common::Code;
+
     use super::*;
 
     #[test]

@@ -1,0 +1,149 @@
+//! Discovery through a folder, for one machine (or machines that share a folder).
+//!
+//! One JSON file per worker, `<root>/<namespace>/<worker id>.json`, written beside and renamed, so that a
+//! reader never sees half a card. The lease is the file's modification time, renewed every [`TTL`]` / 3`; a
+//! file that was not renewed for [`TTL`] counts as gone, and so does at once the file of a process
+//! that died on this host. A file that vanished is written again by its owner.
+//!
+//! The watcher reads the whole folder on every change (`notify`) and every [`POLL`] anyway:
+//! folders are small, and file notifications get lost or do not exist (network file systems).
+
+mod lease;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::{Discovery, DiscoveryError, Registration, WATCH_BUFFER, Watch, owner::Owner};
+use crate::{Card, card::is_name, scratch};
+
+/// A worker that did not renew its file for this long is gone.
+pub const TTL: Duration = Duration::from_secs(10);
+
+/// How often the folder is read without being told of a change.
+pub const POLL: Duration = Duration::from_secs(1);
+
+/// A folder as the place of discovery.
+#[derive(Clone, Debug)]
+pub struct Files {
+    root: PathBuf,
+}
+
+/// What a file holds: the card, and whose process it is.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    owner: Owner,
+    card: Card,
+}
+
+impl Files {
+    /// Uses the folder `root`, which is made when needed.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Returns the folder that is used where none is named: `$STATOR_FILE_KV`, else
+    /// `$DYN_FILE_KV`, else `discovery` in this user's [`scratch`] folder.
+    pub fn default_root() -> PathBuf {
+        ["STATOR_FILE_KV", "DYN_FILE_KV"]
+            .into_iter()
+            .find_map(env::var_os)
+            .map_or_else(|| scratch::path().join("discovery"), PathBuf::from)
+    }
+
+    fn create(&self) -> Result<(), DiscoveryError> {
+        let private = if self.root.starts_with(scratch::path()) {
+            scratch::create()
+        } else {
+            Ok(())
+        };
+        let created = private.and_then(|()| fs::create_dir_all(&self.root));
+        created.map_err(|source| DiscoveryError::Io {
+            action: "use",
+            path: self.root.clone(),
+            source,
+        })
+    }
+
+    /// Returns the folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+#[async_trait]
+impl Discovery for Files {
+    async fn register(&self, card: Card) -> Result<Registration, DiscoveryError> {
+        for name in [&card.endpoint.namespace, &card.worker.0] {
+            if !is_name(name) {
+                return Err(DiscoveryError::Name(name.clone()));
+            }
+        }
+        self.create()?;
+        let folder = self.root.join(&card.endpoint.namespace);
+        fs::create_dir_all(&folder).map_err(|source| DiscoveryError::Io {
+            action: "create",
+            path: folder.clone(),
+            source,
+        })?;
+        lease::sweep(&folder);
+        let path = folder.join(format!("{}.json", card.worker));
+        let json = serde_json::to_vec_pretty(&Entry {
+            owner: Owner::this_process(),
+            card,
+        })?;
+        let leave = lease::hold(path.clone(), json).map_err(|source| DiscoveryError::Io {
+            action: "write",
+            path,
+            source,
+        })?;
+        Ok(Registration::new(leave))
+    }
+
+    async fn watch(&self) -> Result<Watch, DiscoveryError> {
+        // A folder that does not exist yet cannot be watched.
+        self.create()?;
+        let (sender, events) = mpsc::channel(WATCH_BUFFER);
+        tokio::spawn(scan::follow(self.root.clone(), sender));
+        Ok(Watch { events })
+    }
+}
+
+/// Returns the files of a folder that may be cards; none if it cannot be read.
+fn list(folder: &Path) -> Vec<(PathBuf, SystemTime)> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "json")
+        })
+        .filter_map(|path| {
+            let modified = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
+            Some((path, modified))
+        })
+        .collect()
+}
+
+fn read(path: &Path) -> Option<Entry> {
+    let json = fs::read(path).ok()?;
+    match serde_json::from_slice(&json) {
+        Ok(entry) => Some(entry),
+        Err(error) => {
+            warn!(path = %path.display(), %error, "not a worker's card");
+            None
+        }
+    }
+}

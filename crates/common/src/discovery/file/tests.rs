@@ -1,0 +1,108 @@
+use super::*;
+use crate::{
+    discovery::{
+        Event,
+        owner::{host, start_of},
+        tests::card,
+    },
+    ids::WorkerId,
+};
+
+fn gone(worker: &str) -> Option<Event> {
+    Some(Event::Gone(WorkerId(worker.to_owned())))
+}
+
+fn put(worker: &str) -> Option<Event> {
+    Some(Event::Put(Box::new(card(worker))))
+}
+
+fn path(root: &Path, worker: &str) -> PathBuf {
+    root.join("test").join(format!("{worker}.json"))
+}
+
+#[tokio::test]
+async fn a_watcher_learns_of_workers_that_were_there_come_and_leave() {
+    let root = tempfile::tempdir().unwrap();
+    let files = Files::new(root.path());
+    let first = files.register(card("a")).await.unwrap();
+    let mut watch = files.watch().await.unwrap();
+    assert_eq!(watch.next().await, put("a"));
+    let second = files.register(card("b")).await.unwrap();
+    assert_eq!(watch.next().await, put("b"));
+    drop(first);
+    assert_eq!(watch.next().await, gone("a"));
+    drop(second);
+    assert_eq!(watch.next().await, gone("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vanished_file_is_written_again() {
+    let root = tempfile::tempdir().unwrap();
+    let files = Files::new(root.path());
+    let _registration = files.register(card("a")).await.unwrap();
+    let mut watch = files.watch().await.unwrap();
+    assert_eq!(watch.next().await, put("a"));
+    fs::remove_file(path(root.path(), "a")).unwrap();
+    assert_eq!(watch.next().await, gone("a"));
+    assert_eq!(watch.next().await, put("a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_nobody_renews_ends() {
+    let root = tempfile::tempdir().unwrap();
+    let files = Files::new(root.path());
+    let registration = files.register(card("a")).await.unwrap();
+    // A process of another host: its lease is all that is known of it.
+    let file = path(root.path(), "a");
+    let mut entry = read(&file).unwrap();
+    entry.owner.host = "elsewhere".to_owned();
+    entry.card.worker = WorkerId("b".to_owned());
+    fs::write(path(root.path(), "b"), serde_json::to_vec(&entry).unwrap()).unwrap();
+    drop(registration);
+    let mut watch = files.watch().await.unwrap();
+    assert_eq!(watch.next().await, put("b"));
+    assert_eq!(watch.next().await, gone("b"));
+}
+
+#[tokio::test]
+async fn a_worker_whose_process_died_on_this_host_is_gone_at_once() {
+    let mut child = std::process::Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let entry = Entry {
+        owner: Owner {
+            host: host(),
+            pid: child.id(),
+            start: start_of(child.id()).unwrap(),
+        },
+        card: card("a"),
+    };
+    fs::create_dir(root.path().join("test")).unwrap();
+    fs::write(path(root.path(), "a"), serde_json::to_vec(&entry).unwrap()).unwrap();
+    let mut watch = Files::new(root.path()).watch().await.unwrap();
+    assert_eq!(watch.next().await, put("a"));
+    // A zombie until it is waited for, which counts as dead.
+    child.kill().unwrap();
+    assert_eq!(watch.next().await, gone("a"));
+    child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_card_is_skipped() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("test")).unwrap();
+    fs::write(path(root.path(), "x"), "{").unwrap();
+    let files = Files::new(root.path());
+    let mut watch = files.watch().await.unwrap();
+    let _registration = files.register(card("a")).await.unwrap();
+    assert_eq!(watch.next().await, put("a"));
+}
+
+#[tokio::test]
+async fn a_name_that_leaves_the_folder_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let result = Files::new(root.path()).register(card("../a")).await;
+    assert!(matches!(result.err(), Some(DiscoveryError::Name(_))));
+}
