@@ -38,6 +38,10 @@ pub(super) const ENVIRONMENT: &[(&str, &[&str])] = &[
         &["STATOR_TLS_CERT_PATH", "DYN_TLS_CERT_PATH"],
     ),
     ("tls-key-path", &["STATOR_TLS_KEY_PATH", "DYN_TLS_KEY_PATH"]),
+    (
+        "threads",
+        &["STATOR_THREADS", "DYN_RUNTIME_NUM_WORKER_THREADS"],
+    ),
     ("max-body-bytes", &["STATOR_MAX_BODY_BYTES"]),
     ("header-timeout", &["STATOR_HEADER_TIMEOUT"]),
     ("body-timeout", &["STATOR_BODY_TIMEOUT"]),
@@ -117,6 +121,10 @@ pub struct Settings {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
           help_heading = "Access")]
     metrics_auth: Option<bool>,
+
+    /// Threads that serve connections [default: 0, one per eight cores].
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    threads: Option<usize>,
 
     /// Largest request body in bytes; larger ones get 413 [default: 67108864].
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]

@@ -39,6 +39,10 @@ pub struct Config {
     pub api_key_file: Option<PathBuf>,
     /// Whether /metrics and /workers ask for a key as well. Default false.
     pub metrics_auth: bool,
+    /// Threads that serve connections. 0, the default: one per eight cores, at least one. A thread serves some
+    /// ten thousand requests or hundreds of thousands of tokens per second; more of them than needed
+    /// wake each other up. Long prompts have threads of their own.
+    pub threads: usize,
     /// Largest request body in bytes. Default 64 MiB.
     pub max_body_bytes: usize,
     /// Time from the first byte of a request (or of a connection) to the end of its header. Default 15 s.
@@ -85,6 +89,7 @@ impl Default for Config {
             api_key: Vec::new(),
             api_key_file: None,
             metrics_auth: false,
+            threads: 0,
             max_body_bytes: 64 << 20,
             header_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(30),
