@@ -20,6 +20,10 @@ const TOKENS: usize = 60_000;
 /// Turns of a long conversation before its last.
 const TURNS: usize = 40;
 
+/// Prompts that are measured, and those sent before so that no first use of anything is.
+const PROMPTS: usize = 100;
+const FIRST: usize = 8;
+
 /// Requests on the way at a time.
 const AT_A_TIME: usize = 4;
 
@@ -31,15 +35,17 @@ impl Bench {
         let words = (TOKENS as f64 / model::tokens_per_word(&self.model)?) as usize;
         // Made before they are needed, so that making them takes no CPU from what is measured.
         let new = |index| Ask::completion(&format!("{index} {}", prompts.text(words)), 1);
-        let new: Vec<Ask> = (0..24).map(new).collect();
+        let new: Vec<Ask> = (0..FIRST + PROMPTS).map(new).collect();
         let turns: Vec<String> = (0..TURNS).map(|_| prompts.text(words / TURNS)).collect();
-        let chats = (0..100).map(|_| {
+        let chats = (0..PROMPTS).map(|_| {
             let mut turns = turns.clone();
             turns.push(prompts.text(SHORT));
             Ask::chat(&turns)
         });
         let chats: Vec<Ask> = chats.collect();
-        let (rate, count, used) = self.send_all(topology, &new).await?;
+        let (first, new) = new.split_at(FIRST);
+        self.send_all(topology, first).await?;
+        let (rate, count, used) = self.send_all(topology, new).await?;
         let (chat_rate, chat_count, chat_used) = self.send_all(topology, &chats).await?;
         let note = format!("{count} prompts of {} KiB", new[0].len() / 1024);
         let chat_note = format!(

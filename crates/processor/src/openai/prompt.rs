@@ -1,6 +1,6 @@
 //! From what a client sent to the tokens of a prompt.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use stator_common::Code;
 use stator_text::Tokenizer;
 
@@ -27,11 +27,12 @@ pub(crate) struct Prompt {
 impl Prompt {
     /// Returns the tokens as they travel: little-endian words.
     pub(crate) fn to_bytes(&self) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(4 * self.tokens.len());
-        self.tokens
-            .iter()
-            .for_each(|&token| bytes.put_u32_le(token));
-        bytes.freeze()
+        // In this form a copy of the memory; a buffer's `put_u32_le` asks for room at every token.
+        let mut bytes = vec![0; 4 * self.tokens.len()];
+        for (word, token) in bytes.chunks_exact_mut(4).zip(&self.tokens) {
+            word.copy_from_slice(&token.to_le_bytes());
+        }
+        bytes.into()
     }
 }
 
