@@ -331,7 +331,7 @@ async fn a_listener_beyond_loopback_needs_a_token() {
     let open = |token: bool| {
         let mut config = config(model.path(), ports::free_row(1));
         config.host = "0.0.0.0".to_owned();
-        config.plane_token = token.then(|| stator_worker::config::Secret("secret".to_owned()));
+        config.plane_token = token.then(|| stator_worker::config::Secret::from("secret"));
         let discovery = std::sync::Arc::new(Mem::default());
         Worker::bind_in(config, Role::Agg, Telemetry::detached(), discovery)
     };
