@@ -4,7 +4,8 @@
 //! Each module answers one question: [`code`] why something was refused, [`ids`] what things are
 //! called, [`proto`] what processes say to each other, [`card`] what a worker is, [`discovery`]
 //! which workers there are, [`plane`] how requests reach them, [`drain`] when to stop,
-//! [`scratch`] where temporary files go, [`telemetry`] what is going on. It knows neither vLLM nor the OpenAI API.
+//! [`scratch`] where temporary files go, [`settings`] what every role lets a person set, [`telemetry`] what is
+//! going on. It knows neither vLLM nor the OpenAI API.
 
 pub mod card;
 pub mod code;
@@ -14,6 +15,7 @@ pub mod ids;
 pub mod plane;
 pub mod proto;
 pub mod scratch;
+pub mod settings;
 pub mod telemetry;
 
 pub use card::Card;

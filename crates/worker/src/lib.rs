@@ -1,7 +1,7 @@
 //! What all workers share: a configuration, engines under supervision, and a request plane in front
 //! of them.
 //!
-//! The way of a request: [`handler`] takes it from the plane, `convert` makes it the engine's, `requests`
+//! The way of a request: `handler` takes it from the plane, `convert` makes it the engine's, `requests`
 //! remembers whose it is, `sink` sends the outputs of each step back to where the requests came from.
 //! Around it: `rank` keeps an engine running, `files` and `card` tell what is served, `system` answers
 //! questions of people and machines. A role (`stator-agg`) puts a name on a [`Worker`].

@@ -84,7 +84,10 @@ impl Worker {
             return Err(ConfigError::OpenPlane(config.host.clone()).into());
         }
         let mut plane = ServerConfig::new(id.clone());
-        plane.token = config.plane_token.as_ref().map(|token| token.0.clone());
+        plane.token = config
+            .plane_token
+            .as_ref()
+            .map(|token| token.reveal().to_owned());
         let server = Server::bind(host, plane).with_context(|| format!("listen on {host}"))?;
         let addr = server.local_addr()?;
         let advertised = match &config.advertise_host {

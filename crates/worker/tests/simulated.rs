@@ -118,6 +118,11 @@ impl Cluster {
         (answered.status, answered.text().to_owned())
     }
 
+    /// Waits for the end of the worker, which must be a clean one.
+    async fn ended(self) {
+        self.served.await.expect("no panic").expect("a clean end");
+    }
+
     async fn until_requests(&self, count: usize) {
         let wanted = format!("\"requests\":{count},");
         until(self.system, "/status", |answered| {
@@ -253,11 +258,7 @@ async fn a_drain_finishes_what_runs_and_takes_nothing_new() {
         (whole.tokens.len(), whole.finish()),
         (300, FinishReason::Length)
     );
-    cluster
-        .served
-        .await
-        .expect("no panic")
-        .expect("a clean end");
+    cluster.ended().await;
 }
 
 #[tokio::test]
@@ -270,11 +271,7 @@ async fn what_outlives_the_grace_period_may_go_on_elsewhere() {
     let cut = read_to_end(running).await;
     assert_eq!(code(&cut), worker::Code::Draining);
     assert!(Code::from(code(&cut)).is_retryable());
-    cluster
-        .served
-        .await
-        .expect("no panic")
-        .expect("a clean end");
+    cluster.ended().await;
 }
 
 #[tokio::test]
@@ -331,7 +328,7 @@ async fn a_listener_beyond_loopback_needs_a_token() {
     let open = |token: bool| {
         let mut config = config(model.path(), ports::free_row(1));
         config.host = "0.0.0.0".to_owned();
-        config.plane_token = token.then(|| stator_worker::config::Secret("secret".to_owned()));
+        config.plane_token = token.then(|| stator_worker::config::Secret::from("secret"));
         let discovery = std::sync::Arc::new(Mem::default());
         Worker::bind_in(config, Role::Agg, Telemetry::detached(), discovery)
     };

@@ -2,7 +2,7 @@
 //!
 //! A worker registers its [`Card`] and keeps a lease alive as long as it holds the [`Registration`];
 //! whoever watches hears of cards that come, change and go. A lost lease is renewed, never fatal.
-//! Backends: [`file`] for one machine, [`mem`] for one process.
+//! Backends: [`mod@file`] for one machine, [`mem`] for one process.
 
 pub mod file;
 pub mod mem;

@@ -6,32 +6,18 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
+use stator_common::settings::{DiscoveryBackend, Secret, Variables, duration};
 
-use super::{ConfigError, DiscoveryBackend, ReasoningField, Secret};
+use super::{ConfigError, ReasoningField};
 use crate::pool::RouterMode;
 
-/// Flags that the environment may give, and the names it may use, the first one set winning.
-///
-/// The `DYN_*` names are Dynamo's (frontend, 1.6).
-pub(super) const ENVIRONMENT: &[(&str, &[&str])] = &[
+/// Flags of the processor alone that the environment may give. The `DYN_*` names are Dynamo's (frontend, 1.6).
+pub(super) const ENVIRONMENT: Variables = Variables(&[
     ("http-host", &["STATOR_HTTP_HOST", "DYN_HTTP_HOST"]),
     ("http-port", &["STATOR_HTTP_PORT", "DYN_HTTP_PORT"]),
-    ("namespace", &["STATOR_NAMESPACE", "DYN_NAMESPACE"]),
-    (
-        "discovery-backend",
-        &[
-            "STATOR_DISCOVERY_BACKEND",
-            "DYN_DISCOVERY_BACKEND",
-            "DYN_STORE_KV",
-        ],
-    ),
-    ("discovery-path", &["STATOR_FILE_KV", "DYN_FILE_KV"]),
     ("router-mode", &["STATOR_ROUTER_MODE", "DYN_ROUTER_MODE"]),
     ("api-key", &["STATOR_API_KEY"]),
     ("api-key-file", &["STATOR_API_KEY_FILE"]),
-    ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
-    ("system-port", &["STATOR_SYSTEM_PORT", "DYN_SYSTEM_PORT"]),
-    ("plane-token-file", &["STATOR_PLANE_TOKEN_FILE"]),
     ("metrics-auth", &["STATOR_METRICS_AUTH"]),
     (
         "tls-cert-path",
@@ -46,7 +32,6 @@ pub(super) const ENVIRONMENT: &[(&str, &[&str])] = &[
     ("header-timeout", &["STATOR_HEADER_TIMEOUT"]),
     ("body-timeout", &["STATOR_BODY_TIMEOUT"]),
     ("idle-timeout", &["STATOR_IDLE_TIMEOUT"]),
-    ("drain-grace", &["STATOR_DRAIN_GRACE"]),
     (
         "trust-request-chat-template",
         &["STATOR_TRUST_REQUEST_CHAT_TEMPLATE"],
@@ -55,7 +40,7 @@ pub(super) const ENVIRONMENT: &[(&str, &[&str])] = &[
         "reasoning-field-name",
         &["STATOR_REASONING_FIELD_NAME", "DYN_REASONING_FIELD_NAME"],
     ),
-];
+]);
 
 /// The OpenAI-compatible front of Stator: validates, tokenizes, routes to workers, streams the answers.
 #[derive(Debug, Parser)]
@@ -208,29 +193,13 @@ impl Cli {
 
 /// Returns the command with the names that the environment may use written into the help.
 pub fn command() -> clap::Command {
-    let mut command = Cli::command();
-    for (flag, names) in ENVIRONMENT {
-        let id = flag.replace('-', "_");
-        command = command.mut_arg(id, |arg| {
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            arg.help(format!("{help} [env: {}]", names.join(", ")))
-        });
-    }
-    command
+    ENVIRONMENT.told_by(Cli::command())
 }
 
 pub(super) fn from_environment(
     environment: impl Fn(&str) -> Option<String>,
 ) -> Result<Settings, ConfigError> {
-    let mut arguments = vec!["environment".to_owned()];
-    for (flag, names) in ENVIRONMENT {
-        let value = names
-            .iter()
-            .filter_map(|name| environment(name))
-            .find(|v| !v.is_empty());
-        arguments.extend(value.map(|value| format!("--{flag}={value}")));
-    }
-    let cli = Cli::try_parse_from(arguments).map_err(|error| {
+    let cli = Cli::try_parse_from(ENVIRONMENT.command_line(environment)).map_err(|error| {
         let message = error.to_string();
         let first = message.lines().next().unwrap_or_default();
         ConfigError::Environment(first.trim_start_matches("error: ").to_owned())
@@ -248,14 +217,6 @@ fn reveal<S: serde::Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(secrets.iter().flatten().map(Secret::reveal))
-}
-
-/// Reads `30s`, `2m`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
-        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
-    }
 }
 
 fn router_mode(text: &str) -> Result<RouterMode, String> {

@@ -1,6 +1,6 @@
 //! The OpenAI API: what requests may say and what answers look like.
 //!
-//! A folder per endpoint ([`chat`], [`completions`]): the request's `types`, its `convert`-ion to what an engine takes,
+//! A folder per endpoint (`chat`, `completions`): the request's `types`, its `convert`-ion to what an engine takes,
 //! and the answer, `full` or as a `stream`. What both have in common lies beside them. Answers equal those
 //! of `vllm serve` 0.32 in names and values; where OpenAI and vLLM disagree, vLLM is followed.
 

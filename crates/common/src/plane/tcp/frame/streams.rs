@@ -13,7 +13,7 @@ pub fn put_submit(buf: &mut BytesMut, stream: u32, request: &worker::GenerateReq
     });
 }
 
-/// Reads the payload of a Submit. Prompts share memory with `payload` where it is [`Bytes`].
+/// Reads the payload of a Submit. Prompts share memory with `payload` where it is [`Bytes`](bytes::Bytes).
 ///
 /// # Errors
 /// [`FrameError::Malformed`].

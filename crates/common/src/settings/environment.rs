@@ -1,0 +1,87 @@
+//! Which variables stand for which flags: they are turned into flags, so that both are parsed, named and
+//! refused alike.
+
+/// A flag without its dashes, and the variables that may stand for it.
+pub type Row = (&'static str, &'static [&'static str]);
+
+/// The flags that every role has, with Stator's name first and Dynamo's (1.6) after it.
+const OF_EVERY_ROLE: &[Row] = &[
+    ("namespace", &["STATOR_NAMESPACE", "DYN_NAMESPACE"]),
+    (
+        "discovery-backend",
+        &[
+            "STATOR_DISCOVERY_BACKEND",
+            "DYN_DISCOVERY_BACKEND",
+            "DYN_STORE_KV",
+        ],
+    ),
+    ("discovery-path", &["STATOR_FILE_KV", "DYN_FILE_KV"]),
+    ("plane-token-file", &["STATOR_PLANE_TOKEN_FILE"]),
+    ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
+    ("system-port", &["STATOR_SYSTEM_PORT", "DYN_SYSTEM_PORT"]),
+    ("drain-grace", &["STATOR_DRAIN_GRACE"]),
+];
+
+/// The variables of a role: those of every role, and its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Variables(pub &'static [Row]);
+
+impl Variables {
+    /// Returns every flag that the environment may give.
+    pub fn rows(self) -> impl Iterator<Item = Row> {
+        OF_EVERY_ROLE.iter().chain(self.0).copied()
+    }
+
+    /// Returns what the environment says in place of a flag: the first variable that is set and not empty.
+    pub fn value(self, flag: &str, environment: impl Fn(&str) -> Option<String>) -> Option<String> {
+        let (_, names) = self.rows().find(|(name, _)| *name == flag)?;
+        first(names, environment)
+    }
+
+    /// Returns what the environment says as a command line, the program's name included.
+    pub fn command_line(
+        self,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> impl Iterator<Item = String> {
+        let flags = self.rows().filter_map(move |(flag, names)| {
+            Some(format!("--{flag}={}", first(names, &environment)?))
+        });
+        ["environment".to_owned()].into_iter().chain(flags)
+    }
+
+    /// Writes the names into the help of a command that has all these flags.
+    pub fn told_by(self, mut command: clap::Command) -> clap::Command {
+        for (flag, names) in self.rows() {
+            command = command.mut_arg(flag.replace('-', "_"), |arg| {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                arg.help(format!("{help} [env: {}]", names.join(", ")))
+            });
+        }
+        command
+    }
+}
+
+fn first(names: &[&str], environment: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let mut values = names.iter().filter_map(|name| environment(name));
+    values.find(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_variable_that_says_something_wins() {
+        let own = Variables(&[("port", &["OURS", "THEIRS", "LAST"])]);
+        let environment = |name: &str| match name {
+            "OURS" => Some(String::new()),
+            "THEIRS" => Some("1".to_owned()),
+            "LAST" => Some("2".to_owned()),
+            "DYN_NAMESPACE" => Some("n".to_owned()),
+            _ => None,
+        };
+        assert_eq!(own.value("port", environment).as_deref(), Some("1"));
+        let line: Vec<String> = own.command_line(environment).collect();
+        assert_eq!(line, ["environment", "--namespace=n", "--port=1"]);
+    }
+}

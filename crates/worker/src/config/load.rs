@@ -1,0 +1,221 @@
+//! Where each setting comes from: the command line, else the environment, else the file, else the default.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use clap::FromArgMatches;
+use stator_common::{
+    card::{self, Role},
+    settings::Secret,
+};
+
+use super::Config;
+use crate::{
+    cli::{self, Cli, ENVIRONMENT, EngineKind, Settings},
+    python::{self, PythonError},
+};
+
+/// Why the configuration could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("parse {path}: {source}")]
+    Parse {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+    #[error("from the environment: {0}")]
+    Environment(clap::Error),
+    #[error("{0}")]
+    Value(Box<toml::de::Error>),
+    #[error("settings cannot be merged: {0}")]
+    Merge(Box<toml::ser::Error>),
+    #[error("which model? Name a folder or a Hugging Face id as the first argument")]
+    NoModel,
+    #[error("'{0}' is no name for a place: letters, digits, '-' and '_' only")]
+    Name(String),
+    #[error("--engine {0} and --engine-attach contradict each other")]
+    Attach(&'static str),
+    #[error("--engine attach needs --engine-attach tcp://host:port")]
+    NoAttach,
+    #[error("{0} holds no secret")]
+    EmptyToken(PathBuf),
+    #[error(
+        "--host {0} is open to other machines: name a secret with --plane-token-file (or STATOR_PLANE_TOKEN), \
+         or say --insecure-plane"
+    )]
+    OpenPlane(String),
+    #[error(transparent)]
+    Python(#[from] PythonError),
+}
+
+/// Loads the configuration: command line over environment over file over default.
+///
+/// - `environment`: looks a variable up (`std::env::var(..).ok()` outside tests).
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load(
+    cli: &Cli,
+    environment: &impl Fn(&str) -> Option<String>,
+) -> Result<Config, ConfigError> {
+    let mut merged = match &cli.config {
+        Some(path) => read_toml(path)?,
+        None => toml::Table::new(),
+    };
+    merged.extend(layer(&environment_settings(environment)?)?);
+    merged.extend(layer(&cli.settings)?);
+    let mut config: Config = merged
+        .try_into()
+        .map_err(|error| ConfigError::Value(Box::new(error)))?;
+    config.plane_token = match &config.plane_token_file {
+        Some(path) => Some(read_token(path)?),
+        None => environment("STATOR_PLANE_TOKEN").map(Secret::from),
+    };
+    if config.engine_kind() == EngineKind::Vllm {
+        config.python = Some(python::find(config.python.take(), environment)?);
+    }
+    check(&config)?;
+    Ok(config)
+}
+
+/// Writes the configuration as TOML that [`load`] reads.
+///
+/// # Errors
+/// When a path is not UTF-8.
+pub fn to_toml(config: &Config) -> Result<String, toml::ser::Error> {
+    toml::to_string_pretty(config)
+}
+
+fn check(config: &Config) -> Result<(), ConfigError> {
+    if config.model.is_empty() {
+        return Err(ConfigError::NoModel);
+    }
+    let place = config.place(Role::Agg);
+    for name in [place.namespace, place.component, place.endpoint] {
+        if !card::is_name(&name) {
+            return Err(ConfigError::Name(name));
+        }
+    }
+    match (config.engine_kind(), &config.engine_attach) {
+        (EngineKind::Vllm, Some(_)) => Err(ConfigError::Attach("vllm")),
+        (EngineKind::Sim, Some(_)) => Err(ConfigError::Attach("sim")),
+        (EngineKind::Attach, None) => Err(ConfigError::NoAttach),
+        (EngineKind::Attach, Some(_)) | (EngineKind::Vllm | EngineKind::Sim, None) => Ok(()),
+    }
+}
+
+fn read_toml(path: &Path) -> Result<toml::Table, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    text.parse().map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+fn read_token(path: &Path) -> Result<Secret, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    match text.trim() {
+        "" => Err(ConfigError::EmptyToken(path.to_owned())),
+        token => Ok(Secret::from(token)),
+    }
+}
+
+/// Turns variables into flags, so that both are parsed and refused alike.
+fn environment_settings(
+    environment: &impl Fn(&str) -> Option<String>,
+) -> Result<Settings, ConfigError> {
+    cli::command()
+        .try_get_matches_from(ENVIRONMENT.command_line(environment))
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map(|cli| cli.settings)
+        .map_err(ConfigError::Environment)
+}
+
+fn layer(settings: &Settings) -> Result<toml::Table, ConfigError> {
+    toml::Table::try_from(settings).map_err(|error| ConfigError::Merge(Box::new(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+
+    fn loaded(line: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let environment = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        load(&cli::parse(&argv, &environment).unwrap(), &environment)
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("worker.toml");
+        fs::write(&file, "namespace = 'file'\nport = 1\nsystem_port = 1\n").unwrap();
+        let line = format!(
+            "stator-agg /m --engine sim --port 3 --config {}",
+            file.display()
+        );
+        let config = loaded(&line, &[("DYN_NAMESPACE", "env"), ("STATOR_PORT", "2")]).unwrap();
+        assert_eq!(config.namespace, "env");
+        assert_eq!(config.port, 3);
+        assert_eq!(config.system_port, 1);
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read() {
+        let line =
+            "stator-agg /m --engine sim --endpoint dyn://a.b.c --drain-grace 5 --max-model-len 64";
+        let config = loaded(line, &[]).unwrap();
+        let text = to_toml(&config).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
+        assert_eq!(config.place(Role::Agg).to_string(), "dyn://a.b.c");
+    }
+
+    #[test]
+    fn the_secret_is_not_printed() {
+        let config = loaded(
+            "stator-agg /m --engine sim",
+            &[("STATOR_PLANE_TOKEN", "s3cret")],
+        )
+        .unwrap();
+        assert_eq!(config.plane_token, Some(Secret::from("s3cret")));
+        assert!(!to_toml(&config).unwrap().contains("s3cret"));
+        assert!(!format!("{config:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn an_unknown_key_of_the_file_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("worker.toml");
+        fs::write(&file, "naemspace = 'x'\n").unwrap();
+        let line = format!("stator-agg /m --engine sim --config {}", file.display());
+        let error = loaded(&line, &[]).unwrap_err();
+        assert!(error.to_string().contains("naemspace"), "{error}");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "stator-agg --engine sim",
+            "stator-agg /m --engine sim --engine-attach tcp://127.0.0.1:1",
+            "stator-agg /m --engine attach",
+            "stator-agg /m --engine sim --namespace a/b",
+        ] {
+            assert!(loaded(line, &[]).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What can be set on a worker.
+
+mod load;
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use stator_common::card::{Endpoint, Role};
+pub use stator_common::settings::Secret;
+
+pub use load::{ConfigError, load, to_toml};
+
+use crate::cli::{DiscoveryBackend, EngineKind, RequestPlane};
+
+/// A worker's configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Model folder or Hugging Face id. Must be set.
+    pub model: String,
+    /// Names that clients may use; the first is the model's id. Empty: `model`.
+    pub served_model_name: Vec<String>,
+    /// Jinja file (or, with a `{` in it, the template itself) in place of the model's chat template.
+    pub chat_template: Option<String>,
+    /// Finds tool calls in the output. Absent: tools are not parsed.
+    pub tool_call_parser: Option<String>,
+    /// Tells thoughts from answers; goes to the engine too. Absent: no reasoning.
+    pub reasoning_parser: Option<String>,
+    /// The same, for the output alone; wins over `reasoning_parser` there.
+    pub dyn_reasoning_parser: Option<String>,
+    /// Without effect; accepted because vLLM has it.
+    pub enable_auto_tool_choice: bool,
+
+    /// Keeps deployments apart. Default `dynamo`, as Dynamo's.
+    pub namespace: String,
+    /// Kind of worker. Absent: by role (`backend` for aggregated and decode workers).
+    pub component_name: Option<String>,
+    /// Function of the worker. Default `generate`.
+    pub endpoint_name: String,
+    /// All three at once; wins over them. `dyn://namespace.component.endpoint`.
+    #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+    /// Where the worker makes itself known. Default `file`.
+    pub discovery_backend: DiscoveryBackend,
+    /// Folder of the file discovery. Absent: the default that processors use too.
+    pub discovery_path: Option<PathBuf>,
+
+    /// How requests come. Default `tcp`.
+    pub request_plane: RequestPlane,
+    /// Address to take requests on. Default 127.0.0.1: this machine only.
+    pub host: String,
+    /// Port to take requests on. 0, the default, takes a free one.
+    pub port: u16,
+    /// Host under which processors reach this worker. Absent: `host`, or this machine's address if
+    /// that is a wildcard.
+    pub advertise_host: Option<String>,
+    /// File with the secret that processors must present. Absent: none is asked for.
+    pub plane_token_file: Option<PathBuf>,
+    /// Whether a listener beyond loopback may go without a secret. Default false.
+    pub insecure_plane: bool,
+    /// Address of the system routes. Default 127.0.0.1.
+    pub system_host: String,
+    /// Port of the system routes; 0 takes a free one, -1 (the default) means none.
+    pub system_port: i32,
+
+    /// What computes. Absent: `attach` if `engine_attach` is set, else `vllm`.
+    pub engine: Option<EngineKind>,
+    /// Where the handshake of an engine that is started elsewhere arrives, `tcp://host:port`.
+    pub engine_attach: Option<String>,
+    /// Host under which such an engine reaches this worker. Absent: the host of `engine_attach`.
+    pub engine_advertise_host: Option<String>,
+    /// The simulated engine's program. Absent: `stator-sim` beside this one, or on the path.
+    pub engine_command: Option<PathBuf>,
+    /// Python with vLLM. Absent: that of `VLLM_VENV`, `VIRTUAL_ENV`, `./.venv`, or `python3`.
+    pub python: Option<PathBuf>,
+    /// Whether the engine outlives this worker, to be taken over by the next one. Default false.
+    pub engine_keep: bool,
+    /// The engine's folder. Absent: one below the temporary folder, by namespace, component and
+    /// model if the engine is kept, else this worker's own.
+    pub run_dir: Option<PathBuf>,
+    /// Independent engines of this worker. Default 1.
+    pub data_parallel_size: u32,
+    /// Whether a vLLM outside the tested versions is accepted. Default false.
+    pub any_vllm_version: bool,
+    /// Time for an engine to become ready. Default 10 min, vLLM's own.
+    #[serde(with = "humantime_serde")]
+    pub engine_ready_timeout: Duration,
+    /// vLLM's flags, verbatim.
+    pub engine_args: Vec<String>,
+
+    /// Time that running requests get to finish after SIGTERM. Default 30 s; zero cuts them off.
+    #[serde(with = "humantime_serde")]
+    pub drain_grace: Duration,
+
+    /// The secret itself, once it is read. Never written.
+    #[serde(skip)]
+    pub plane_token: Option<Secret>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            served_model_name: Vec::new(),
+            chat_template: None,
+            tool_call_parser: None,
+            reasoning_parser: None,
+            dyn_reasoning_parser: None,
+            enable_auto_tool_choice: false,
+            namespace: "dynamo".to_owned(),
+            component_name: None,
+            endpoint_name: "generate".to_owned(),
+            endpoint: None,
+            discovery_backend: DiscoveryBackend::File,
+            discovery_path: None,
+            request_plane: RequestPlane::Tcp,
+            host: "127.0.0.1".to_owned(),
+            port: 0,
+            advertise_host: None,
+            plane_token_file: None,
+            insecure_plane: false,
+            system_host: "127.0.0.1".to_owned(),
+            system_port: -1,
+            engine: None,
+            engine_attach: None,
+            engine_advertise_host: None,
+            engine_command: None,
+            python: None,
+            engine_keep: false,
+            run_dir: None,
+            data_parallel_size: 1,
+            any_vllm_version: false,
+            engine_ready_timeout: Duration::from_secs(600),
+            engine_args: Vec::new(),
+            drain_grace: Duration::from_secs(30),
+            plane_token: None,
+        }
+    }
+}
+
+impl Config {
+    /// Returns what computes.
+    pub fn engine_kind(&self) -> EngineKind {
+        match (self.engine, &self.engine_attach) {
+            (Some(kind), _) => kind,
+            (None, Some(_)) => EngineKind::Attach,
+            (None, None) => EngineKind::Vllm,
+        }
+    }
+
+    /// Returns where the worker belongs.
+    pub fn place(&self, role: Role) -> Endpoint {
+        self.endpoint.clone().unwrap_or_else(|| Endpoint {
+            namespace: self.namespace.clone(),
+            component: self.component_name.clone().unwrap_or_else(|| {
+                // Dynamo's names, which dashboards and scripts know.
+                match role {
+                    Role::Agg | Role::Decode => "backend",
+                    Role::Prefill => "prefill",
+                    Role::Encode => "encode",
+                }
+                .to_owned()
+            }),
+            endpoint: self.endpoint_name.clone(),
+        })
+    }
+
+    /// Returns the names that clients may use, the id first.
+    pub fn names(&self) -> Vec<String> {
+        if self.served_model_name.is_empty() {
+            vec![self.model.clone()]
+        } else {
+            self.served_model_name.clone()
+        }
+    }
+}
+
+/// An endpoint as it is written: `dyn://namespace.component.endpoint`.
+pub(crate) mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use stator_common::card::Endpoint;
+
+    pub(crate) fn serialize<S: Serializer>(
+        endpoint: &Option<Endpoint>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match endpoint {
+            Some(endpoint) => serializer.collect_str(endpoint),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Endpoint>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Some).map_err(D::Error::custom)
+    }
+}
