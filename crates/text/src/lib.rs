@@ -10,12 +10,12 @@ mod detokenizer;
 mod files;
 mod logprobs;
 mod markers;
-mod python_json;
 mod segments;
 mod stop;
 mod tokenizer;
 mod vocab;
 
+pub mod python_json;
 pub mod reasoning;
 pub mod template;
 pub mod tools;

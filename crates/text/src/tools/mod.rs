@@ -16,7 +16,7 @@ use serde_json::Value;
 use stator_common::code::Code;
 use tool_parser::{ParserFactory, ToolParser as Inner};
 
-use crate::python_json::PythonJson;
+use crate::python_json::{self, PythonJson};
 
 use at_end::{AtEnd, Opens};
 use hermes::Hermes;
@@ -336,7 +336,8 @@ impl ToolParser {
                 let calls = calls.into_iter().map(|call| ToolCall {
                     id: call_id(new_id),
                     name: call.function.name,
-                    arguments: PythonJson::default().push(&call.function.arguments),
+                    arguments: python_json::rewrite(&call.function.arguments)
+                        .unwrap_or_else(|| PythonJson::default().push(&call.function.arguments)),
                 });
                 (rest, calls.collect())
             }
