@@ -247,7 +247,9 @@ proptest! {
             let last = parser.finish();
             all.reasoning.push_str(&last.reasoning);
             all.text.push_str(&last.text);
-            let wanted = Reasoned { reasoning: thought.clone(), text: answer.clone() };
+            // Some of vLLM's parsers drop the white space at the end of a thought.
+            let kept = if name == "glm45" { thought.trim_end() } else { &thought };
+            let wanted = Reasoned { reasoning: kept.to_owned(), text: answer.clone() };
             prop_assert_eq!(&all, &wanted, "{} {:?}", name, &pieces);
             let parser = ReasoningParser::new(name, "", None).unwrap();
             prop_assert_eq!(parser.parse_complete(&whole), wanted);
