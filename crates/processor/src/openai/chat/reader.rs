@@ -44,6 +44,8 @@ pub(super) struct Reader {
     reasoning: Option<ReasoningParser>,
     calls: CallReader,
     thoughts: Thoughts,
+    /// The model is served with a parser, whether this answer needs it or not.
+    has_parser: bool,
 }
 
 /// Counts the tokens that are thoughts.
@@ -143,6 +145,8 @@ impl Reader {
             reasoning,
             calls,
             thoughts: thoughts.unwrap_or_default(),
+            has_parser: model.card.reasoning_parser.is_some()
+                || model.card.tool_call_parser.is_some(),
         })
     }
 
@@ -151,9 +155,9 @@ impl Reader {
         self.reasoning.is_none() && matches!(self.calls, CallReader::None)
     }
 
-    /// Says whether one of the model's parsers reads the text.
+    /// Says whether the model is served with a parser: then hiding thoughts hides all that could tell of them.
     pub(super) fn has_parser(&self) -> bool {
-        self.reasoning.is_some() || matches!(self.calls, CallReader::Parsed(_))
+        self.has_parser
     }
 
     /// Says whether special tokens must be part of the text.
