@@ -3,6 +3,7 @@
 - crates/engine/tests/golden: the engine's wire, both directions. `--sources DIR` makes those of
   another release from an unpacked wheel of vLLM, over the installed packages.
 - crates/text/tests/golden: tokenizers, templates, parsers.
+- crates/processor/tests/golden: what requests with tools ask of the engine.
 
 usage: gen.py [--sources DIR]
 """
@@ -37,6 +38,8 @@ def run() -> int:
     if not sources:
         with host.step("tokenizers, templates and parsers"):
             host.call(python, SCRIPTS / "golden_text.py")
+        with host.step("constraints of tool calls"):
+            host.call(python, SCRIPTS / "golden_calls.py")
     return 0
 
 

@@ -96,6 +96,16 @@ def strict(tool: dict) -> dict:
     return {"type": "function", "function": tool["function"] | {"strict": True}}
 
 
+def named(tool: dict) -> dict:
+    """The choice of one tool."""
+    return {"type": "function", "function": {"name": tool["function"]["name"]}}
+
+
+def no_parameters() -> dict:
+    """A tool that says nothing of its arguments."""
+    return {"type": "function", "function": {"name": "ping"}}
+
+
 @dataclass
 class Plain:
     """The reference's answer to a body before the case's own fields are added."""
@@ -204,6 +214,7 @@ def logprobs() -> Iterator:
         yield CHAT, chat(PROMPTS[index + 4], logprobs=True, top_logprobs=count, max_tokens=10)
     yield CHAT, chat("no alternatives", logprobs=True)
     yield CHAT, chat("as ids", logprobs=True, top_logprobs=2, return_tokens_as_token_ids=True)
+    yield CHAT, chat("thoughts hidden, where none are told apart", logprobs=True, include_reasoning=False)
     yield TEXT, completion("as ids", logprobs=2, return_tokens_as_token_ids=True)
     yield TEXT, completion("with temperature", logprobs=2, temperature=0.9, seed=3)
     yield CHAT, chat("two choices", logprobs=True, top_logprobs=1, n=2, max_tokens=6, temperature=1.0, seed=9)
@@ -350,23 +361,119 @@ def tools() -> Iterator:
     yield CHAT, chat(question, tools=both)
     yield CHAT, chat(question, tools=both, tool_choice="auto")
     yield CHAT, chat(question, tools=both, tool_choice="none")
-    # Held to their schemas, or a random model would call with a number. It would also call again
-    # and again; the end token is what it likes best where a call may be the last.
-    shaped = [strict(tool) for tool in both]
-    limits = {"max_tokens": 100, "logit_bias": NO_SPACE | {"2": 100}}
-    yield CHAT, chat(question, tools=shaped, tool_choice="required", **limits)
-    yield CHAT, chat(question, tools=shaped[1:], tool_choice="required", **limits)
-    yield CHAT, chat(question, tools=shaped, tool_choice="required", parallel_tool_calls=False, **limits)
-    for tool in shaped:
-        named = {"type": "function", "function": {"name": tool["function"]["name"]}}
-        yield CHAT, chat(question, tools=shaped, tool_choice=named, **limits)
-        yield CHAT, chat(question, tools=shaped, tool_choice=named, n=2, seed=3, **limits | {"temperature": 1.0})
     yield CHAT, chat(history, tools=both)
     yield CHAT, chat(history)
     # A call in the form that the tool parser reads, spelled by a grammar.
     call = r'<tool_call>\n\{"name": "get_weather", "arguments": \{"city": "(Berlin|Zürich)"\}\}\n</tool_call>'
     for regex in (call, "let me see " + call, call + r"\n" + call):
         yield CHAT, chat(question, tools=both, tool_choice="auto", structured_outputs={"regex": regex}, max_tokens=150)
+
+
+def forced_tools() -> Iterator:
+    """A call must come. Arguments are held to a schema for strict tools only; else the model may write any JSON."""
+    question = [{"role": "user", "content": "What is the weather in Zürich?"}]
+    # A random model calls again and again: where a call may be the last, the end token is what it likes best.
+    ends = {"max_tokens": 100, "logit_bias": NO_SPACE | {"2": 100}}
+    loose = [WEATHER, CLOCK]
+    for tools in ([strict(tool) for tool in loose], loose, [WEATHER, strict(CLOCK)]):
+        yield CHAT, chat(question, tools=tools, tool_choice="required", **ends)
+        yield CHAT, chat(question, tools=tools[1:], tool_choice="required", **ends)
+        yield CHAT, chat(question, tools=tools, tool_choice="required", parallel_tool_calls=False, **ends)
+        for tool in tools:
+            yield CHAT, chat(question, tools=tools, tool_choice=named(tool), **ends)
+            yield CHAT, chat(question, tools=tools, tool_choice=named(tool), n=2, seed=3, **ends | {"temperature": 1.0})
+    # Without the bias, calls follow each other until they are cut off, wherever that is.
+    for tools in ([strict(tool) for tool in loose], loose):
+        for most in (1, 4, 9, 17, 26, 40, 75):
+            yield CHAT, chat(question, tools=tools, tool_choice="required", max_tokens=most)
+            yield CHAT, chat(question, tools=tools, tool_choice=named(tools[most % 2]), max_tokens=most)
+        yield CHAT, chat(question, tools=tools, tool_choice="required", max_tokens=60, n=3, seed=5, temperature=1.0)
+        yield CHAT, chat(question, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=30)
+    # Kinds of values that a random model comes to with other seeds.
+    for seed in range(4):
+        yield CHAT, chat(question, tools=loose, tool_choice="required", seed=seed, **ends | {"temperature": 1.5})
+    yield CHAT, chat(question, tools=[no_parameters()], tool_choice="required", **ends)
+    yield CHAT, chat(question, tools=[strict(no_parameters())], tool_choice=named(no_parameters()), **ends)
+    yield CHAT, chat(question, tools=loose, tool_choice="required", stop=["get"], **ends)
+    yield CHAT, chat(question, tools=loose, tool_choice="required", return_token_ids=True, logprobs=True, **ends)
+    # The call wins over another constraint.
+    yield CHAT, chat(question, tools=loose, tool_choice="required", structured_outputs={"regex": "[a-z]+"}, **ends)
+    yield CHAT, chat(question, tools=loose, tool_choice=named(CLOCK), response_format={"type": "json_object"}, **ends)
+
+
+def allowed_tools() -> Iterator:
+    """A call may come, in a form that is held to if a tool is strict or only one call may come."""
+    question = [{"role": "user", "content": "What is the weather in Zürich?"}]
+    shaped = [strict(WEATHER), CLOCK]
+    # The token <tool_call> comes often, so that there are calls.
+    calls = {"logit_bias": NO_SPACE | {"1000": 6}, "max_tokens": 60}
+    for most in (1, 3, 8, 15, 24, 60):
+        yield CHAT, chat(question, tools=shaped, **calls | {"max_tokens": most})
+    for prompt in PROMPTS[:2]:
+        yield CHAT, chat(prompt, tools=shaped, **calls)
+        yield CHAT, chat(prompt, tools=[WEATHER, CLOCK], **calls)
+        yield CHAT, chat(prompt, tools=[WEATHER, CLOCK], parallel_tool_calls=False, **calls)
+        yield CHAT, chat(prompt, tools=shaped, parallel_tool_calls=False, **calls)
+    # A strict tool and a constraint: a call, or what the constraint says.
+    schema = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}
+    constraints = [
+        {"structured_outputs": {"regex": "[a-z]{3,9}"}},
+        {"structured_outputs": {"choice": ["left", "right"]}},
+        {"structured_outputs": {"json": SCHEMA}},
+        {"structured_outputs": {"json_object": True}},
+        {"structured_outputs": {"grammar": 'root ::= "SELECT " ("name" | "count")'}},
+        {"response_format": schema},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "text"}},
+    ]
+    for constraint in constraints:
+        for tools in ([strict(WEATHER), strict(CLOCK)], [WEATHER, CLOCK]):
+            once = {"tools": tools, "parallel_tool_calls": False, "tool_choice": "auto"}
+            yield CHAT, chat(question, **once, **constraint, **calls | {"max_tokens": 90})
+        yield CHAT, chat(question, tools=shaped, **constraint, **calls | {"max_tokens": 90})
+        without = calls | {"logit_bias": NO_SPACE, "max_tokens": 90}
+        yield CHAT, chat(question, tools=[strict(WEATHER)], **constraint, **without)
+
+
+# Answers of a model, well formed and not: spelled by a constraint with one choice.
+ANSWERS = [
+    '<tool_call>\n{"name": "get_time", "arguments": 7}\n</tool_call>',
+    '<tool_call>\n{"name": "get_time", "arguments": -1.50e3}\n</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": [1.0, 1e22, 0.1, 1E-7, -0, -0.0, 123456789012345678901234567890]}</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": null}</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": "7"}</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": {"a":1,"a":2, "b" : {"c":[ ]}}}</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": {"text": "\\u00fc \\n \\/ \\" \\ud83d\\ude00 \u007f <b>"}}</tool_call>',
+    '<tool_call>{"arguments": {"zone": 1}, "name": "get_time"}</tool_call>',
+    '<tool_call>{"name": "get_time"}</tool_call>',
+    '<tool_call>{"name": "no_such_tool", "arguments": {}}</tool_call>',
+    '<tool_call>{"name": "", "arguments": {}}</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": {"zone": 1}</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": {"zone": 1}}}</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": {"zone": 1}',
+    '<tool_call>{"name": "get_time", "arguments": {"zone": 1}}',
+    '<tool_call>{"name": "get_time", "arguments": {"zone": 1}} ',
+    '<tool_call>not JSON</tool_call>',
+    '<tool_call></tool_call>',
+    '<tool_call>',
+    'before <tool_call>{"name": "get_time", "arguments": {"zone": 1}}</tool_call> after',
+    ' \n<tool_call>{"name": "get_time", "arguments": {"zone": 1}}</tool_call>\n<tool_call>\n{"name": "get_time", "arguments": {"zone": 2}}\n</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": {"zone": 1}}</tool_call><tool_call>{"name": "get_w',
+    'no call < at <tool all</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": {"text": "</tool_call>"}}</tool_call>',
+    '<tool_call>{"name": "get_time", "arguments": {"name": "inner", "arguments": {"x": 1}}}</tool_call>',
+]
+
+
+def spelled_tools() -> Iterator:
+    """What a parser makes of an answer, whole and cut off."""
+    for index, answer in enumerate(ANSWERS):
+        spelled = {"tools": [WEATHER, CLOCK], "structured_outputs": {"choice": [answer]}}
+        yield CHAT, chat("spell", **spelled, max_tokens=200)
+        yield CHAT, chat("spell", **spelled, max_tokens=8 + 3 * (index % 8))
+        yield CHAT, chat("spell", **spelled, max_tokens=30 + 2 * (index % 8))
+    yield CHAT, chat("spell", tools=[CLOCK], tool_choice="none", structured_outputs={"choice": [ANSWERS[0]]}, max_tokens=200)
+    yield CHAT, chat("spell", structured_outputs={"choice": [ANSWERS[0]]}, max_tokens=200)
 
 
 def passing() -> Iterator:
@@ -410,6 +517,10 @@ def refused() -> Iterator:
     yield CHAT, chat("not asked for", top_logprobs=2)
     yield CHAT, chat("no such tool", tools=[WEATHER], tool_choice={"type": "function", "function": {"name": "none"}})
     yield CHAT, chat("no tools", tool_choice="required")
+    # A form of calls cannot hold for what xgrammar lacks, which is refused with a strict tool as without.
+    for tool in (WEATHER, strict(WEATHER)):
+        lacking = {"type": "string", "pattern": "^[a-c]{2}$", "maxLength": 2}
+        yield CHAT, chat("not in xgrammar", tools=[tool], structured_outputs={"json": lacking})
     yield CHAT, chat("both", continue_final_message=True, add_generation_prompt=True)
 
 
@@ -417,7 +528,8 @@ def refused() -> Iterator:
 FAMILIES = [
     (plain_text, 2), (token_prompts, 2), (stop_strings, 1), (stop_tokens, 2), (logprobs, 1), (prompt_logprobs, 0),
     (several_choices, 2), (sampling, 3), (penalties, 4), (token_choice, 3), (special_tokens, 1), (echo, 1),
-    (structured, 2), (token_ids, 1), (conversations, 3), (tools, 1), (passing, 0), (refused, 0),
+    (structured, 2), (token_ids, 1), (conversations, 3), (tools, 1),
+    (forced_tools, 1), (allowed_tools, 1), (spelled_tools, 1), (passing, 0), (refused, 0),
 ]
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -446,7 +558,7 @@ def assert_equal_answers(case: Case, body: Body, reference: Api, candidate: Api)
     """Sends a body to both servers, one after the other; fails with the first difference."""
     expected = reference.post(case.path, body)
     actual = candidate.post(case.path, body)
-    difference = first_difference(body, expected, actual)
+    difference = first_difference(expected, actual)
     if difference is None and case.is_refused != (expected.status != 200):
         difference = f"the case expects a refusal: {case.is_refused}, got {expected.status} {expected.text[:400]}"
     if difference is not None:

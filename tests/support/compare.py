@@ -7,8 +7,8 @@ where one chunk ends is the server's choice.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 
 from .api import Answer
 
@@ -20,28 +20,70 @@ OWN = {"id", "created", "system_fingerprint", "prompt_tokens_details", "completi
 # Log-probabilities go through other software on the way to text; the engine is the same.
 TOLERANCE = 1e-4
 
+# Fields that vLLM (0.32) calls by the name that its engine has for them, and ours by
+# the name that the client sent: `max_tokens` is what a prompt left to be generated, set or not.
+OTHER_NAMES = {("logprobs", "top_logprobs"), ("max_tokens", "prompt"), ("input_tokens", "prompt")}
+
 # Texts and lists that a stream delivers in pieces.
 PIECES = {"content", "text", "reasoning", "reasoning_content", "arguments", "token_ids",
           "tokens", "token_logprobs", "top_logprobs", "text_offset", "refusal"}
 
 
-def first_difference(body: dict, expected: Answer, actual: Answer) -> str | None:
-    """Where two answers to `body` differ first, in words; None if they are equal."""
+def first_difference(expected: Answer, actual: Answer) -> str | None:
+    """Where two answers differ first, in words; None if they are equal."""
     if expected.status != actual.status:
         return f"status: {expected.status} expected, got {actual.status}: {actual.text[:400]}"
     if expected.status != 200:
-        return None
+        return first_difference_of_errors(expected, actual)
     if expected.is_stream != actual.is_stream:
         return f"stream: {expected.is_stream} expected, got {actual.is_stream}"
-    # vLLM adds the prompt's tokens to a stream that echoes the prompt, asked for or not.
-    unasked = set() if body.get("return_token_ids") else {"prompt_token_ids"}
     if expected.is_stream:
         if actual.done != expected.done:
             return f"[DONE]: {expected.done} expected, got {actual.done}"
         whole = (assemble(expected.events), assemble(actual.events))
     else:
         whole = (expected.json, actual.json)
-    return differ(*(clean(answer, OWN | unasked) for answer in whole), "stream" if expected.is_stream else "answer")
+    return differ(*(clean(answer, OWN) for answer in whole), "stream" if expected.is_stream else "answer")
+
+
+def first_difference_of_errors(expected: Answer, actual: Answer) -> str | None:
+    """Where two refusals differ. Each says in its own words what is wrong; ours may name a field where vLLM names none."""
+    for whose, answer in (("expected", expected), ("actual", actual)):
+        if wrong := misshapen(answer):
+            return f"error ({whose}): {wrong} in {answer.text[:400]}"
+    if not names_the_same(expected.error["param"], actual.error["param"]):
+        return f"error.param: {expected.error['param']!r} expected, got {actual.error['param']!r}: {actual.text[:400]}"
+    return None
+
+
+def names_the_same(expected: str | None, actual: str | None) -> bool:
+    """Whether both name one field, as far as vLLM names one.
+
+    `body` in front is not a field, and a capitalized part is a class of vLLM's. One of
+    them may go further into the field than the other: `prompt` and `prompt.0`.
+    """
+    if expected is None or (expected, actual) in OTHER_NAMES:
+        return True
+    theirs, ours = ([part for part in re.split(r"[.\[\]]+", name or "") if part] for name in (expected, actual))
+    theirs = [part for part in theirs[theirs[0] == "body":] if not part[0].isupper()]
+    shared = min(len(theirs), len(ours))
+    return shared > 0 and theirs[:shared] == ours[:shared]
+
+
+def misshapen(answer: Answer) -> str | None:
+    """What keeps a refusal from being an error of the OpenAI API."""
+    error = answer.error
+    if set(error) != {"message", "type", "param", "code"}:
+        return f"{sorted(error)} as fields of the error"
+    if not (isinstance(error["message"], str) and error["message"]):
+        return "no message"
+    if not isinstance(error["type"], str):
+        return "no type"
+    if not isinstance(error["param"], str | None):
+        return "param is no string"
+    if error["code"] != answer.status:
+        return f"code {error['code']!r} with status {answer.status}"
+    return None
 
 
 def differ(expected: object, actual: object, where: str) -> str | None:
@@ -81,17 +123,7 @@ def clean(value: object, without: set[str]) -> object:
     if not isinstance(value, dict):
         return value
     kept = {key: clean(element, without) for key, element in value.items() if key not in without}
-    if "arguments" in kept:
-        kept["arguments"] = parsed(kept["arguments"])
     return {key: element for key, element in kept.items() if element is not None and element != {}}
-
-
-def parsed(arguments: str | None) -> object:
-    """The arguments of a call as a value: vLLM's white space differs between a stream and an answer."""
-    try:
-        return json.loads(arguments or "")
-    except ValueError:
-        return arguments
 
 
 def assemble(events: list[dict]) -> dict:

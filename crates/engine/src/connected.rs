@@ -105,6 +105,7 @@ impl Connected {
             shared: shared.clone(),
             control,
             obituary: obituary_sender,
+            log: run_dir.log(),
             sink,
         };
         tokio::spawn(receiver.run());

@@ -19,6 +19,7 @@ mod connected;
 mod engine;
 mod error;
 pub mod flags;
+mod grammar_log;
 mod guard;
 mod handshake;
 mod info;

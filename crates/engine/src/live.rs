@@ -110,9 +110,9 @@ impl Table {
         (self.requests.get(&key.0)?.as_bytes() == engine_id).then_some(key)
     }
 
-    /// Forgets a request that the engine has ended.
-    pub(crate) fn finished(&mut self, key: RequestKey) {
-        self.requests.remove(&key.0);
+    /// Forgets a request that the engine has ended; returns the engine's id of it.
+    pub(crate) fn finished(&mut self, key: RequestKey) -> Option<String> {
+        self.requests.remove(&key.0)
     }
 
     /// Deals with output for a request that is not in the table: one of ours that was cancelled a

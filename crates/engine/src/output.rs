@@ -124,6 +124,20 @@ pub struct RequestError {
     pub retryable: bool,
 }
 
+impl RequestError {
+    /// The code of [`Self::grammar`].
+    pub const GRAMMAR: &str = "grammar";
+
+    /// The engine could not compile the request's constraint; its log says so.
+    pub(crate) fn grammar() -> Self {
+        Self {
+            code: Self::GRAMMAR.to_owned(),
+            message: "the engine cannot compile this constraint".to_owned(),
+            retryable: false,
+        }
+    }
+}
+
 /// The scheduler after one step; the fields that somebody reads.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SchedulerStats {

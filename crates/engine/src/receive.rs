@@ -1,8 +1,11 @@
 //! The one task between the engine's outputs and the sink: receive, walk, hand over.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -11,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::{
+    grammar_log,
     live::Live,
     output::{Finish, Message, Output, RequestError, RequestKey},
     sink::{Step, StepSink},
@@ -56,6 +60,8 @@ pub(crate) struct Receiver<S> {
     pub(crate) control: mpsc::Receiver<Control>,
     /// Told when the engine says that it is dead.
     pub(crate) obituary: mpsc::Sender<()>,
+    /// The engine's log, which alone says that a grammar was at fault.
+    pub(crate) log: PathBuf,
     pub(crate) sink: S,
 }
 
@@ -87,7 +93,7 @@ impl<S: StepSink> Receiver<S> {
     fn message(&mut self, frames: &[Bytes]) {
         self.shared.heard.0.fetch_add(1, Ordering::Relaxed);
         let mut live = self.shared.live.lock();
-        let batch = match self
+        let mut batch = match self
             .shared
             .codec
             .decode_outputs(frames, |id| live.key_of(id))
@@ -108,12 +114,16 @@ impl<S: StepSink> Receiver<S> {
                 return;
             }
         };
-        for output in batch
+        let ended = batch
             .outputs
-            .iter()
-            .filter(|output| output.finish.is_some())
-        {
-            live.finished(output.key);
+            .iter_mut()
+            .filter(|output| output.finish.is_some());
+        let mut unexplained = Vec::new();
+        for output in ended {
+            let id = live.finished(output.key);
+            if let (Some(Finish::Error), None, Some(id)) = (output.finish, &output.error, id) {
+                unexplained.push((output, id));
+            }
         }
         for orphan in &batch.orphans {
             if live.orphan(orphan) {
@@ -121,6 +131,10 @@ impl<S: StepSink> Receiver<S> {
             }
         }
         drop(live);
+        for (output, id) in unexplained {
+            output.error =
+                grammar_log::blames(&self.log, &id).then(|| Box::new(RequestError::grammar()));
+        }
         if let Some(output) = batch.utility {
             self.shared.utilities.answered(output);
         }

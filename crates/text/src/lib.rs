@@ -11,12 +11,12 @@ mod encoder;
 mod files;
 mod logprobs;
 mod markers;
-mod python_json;
 mod segments;
 mod stop;
 mod tokenizer;
 mod vocab;
 
+pub mod python_json;
 pub mod reasoning;
 pub mod template;
 pub mod tools;

@@ -116,6 +116,72 @@ fn answers() -> Vec<Answer> {
             "",
             vec![weather()],
         ),
+        (
+            "glm47",
+            "Größe: ```x```<tool_call>get_weather<arg_key>city</arg_key><arg_value>Köln, \"centre\"</arg_value><arg_key>days</arg_key><arg_value>2</arg_value></tool_call><tool_call>now</tool_call>",
+            "Größe: ```x```",
+            vec![weather(), now()],
+        ),
+        (
+            "step3",
+            "Größe: ```x```<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"get_weather\"><steptml:parameter name=\"city\">Köln, \"centre\"</steptml:parameter><steptml:parameter name=\"days\">2</steptml:parameter></steptml:invoke><｜tool_call_end｜><｜tool_calls_end｜>",
+            "Größe: ```x```",
+            vec![weather()],
+        ),
+        (
+            "cohere_command3",
+            "<|START_ACTION|>[{\"tool_call_id\": \"0\", \"tool_name\": \"get_weather\", \"parameters\": {\"city\": \"Köln, \\\"centre\\\"\", \"days\": 2}}]<|END_ACTION|>",
+            "",
+            vec![weather()],
+        ),
+        (
+            "gemma4",
+            "Größe: ```x```<|tool_call>call:get_weather{city:<|\"|>Köln, \"centre\"<|\"|>,days:2}<tool_call|><|tool_call>call:now{}<tool_call|>",
+            "Größe: ```x```",
+            vec![weather(), now()],
+        ),
+        (
+            "hy_v4",
+            "Größe: ```x```<tool_calls><tool_call>get_weather<arg_key>city</arg_key><arg_value>Köln, \"centre\"</arg_value><arg_key>days</arg_key><arg_value>2</arg_value></tool_call></tool_calls>",
+            "Größe: ```x```",
+            vec![weather()],
+        ),
+        (
+            "inkling",
+            "<|message_model|>get_weather<|content_invoke_tool_json|>{\"name\":\"get_weather\",\"args\":{\"city\": \"Köln, \\\"centre\\\"\", \"days\": 2}}<|end_message|>",
+            "",
+            vec![weather()],
+        ),
+        (
+            "kimi_k3",
+            "<|open|>response<|sep|>Größe: ```x```<|close|>response<|sep|><|open|>tools<|sep|><|open|>call tool=\"get_weather\" index=\"1\"<|sep|><|open|>argument key=\"city\" type=\"string\"<|sep|>Köln, \"centre\"<|close|>argument<|sep|><|open|>argument key=\"days\" type=\"number\"<|sep|>2<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>",
+            "Größe: ```x```",
+            vec![weather()],
+        ),
+        (
+            "minimax_m3",
+            "Größe: ```x```]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name=\"get_weather\">\n]<]minimax[>[<city>Köln, \"centre\"]<]minimax[>[</city>\n]<]minimax[>[<days>2]<]minimax[>[</days>\n]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>",
+            "Größe: ```x```",
+            vec![weather()],
+        ),
+        (
+            "deepseek_v32",
+            "Größe: ```x```\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"get_weather\">\n<｜DSML｜parameter name=\"city\" string=\"true\">Köln, \"centre\"</｜DSML｜parameter>\n<｜DSML｜parameter name=\"days\" string=\"false\">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+            "Größe: ```x```",
+            vec![weather()],
+        ),
+        (
+            "deepseek_v4",
+            "Größe: ```x```\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"get_weather\">\n<｜DSML｜parameter name=\"city\" string=\"true\">Köln, \"centre\"</｜DSML｜parameter>\n<｜DSML｜parameter name=\"days\" string=\"false\">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+            "Größe: ```x```",
+            vec![weather()],
+        ),
+        (
+            "deepseek_v41",
+            "Größe: ```x```\n\n<｜DSML｜ calls>\n<｜DSML｜ invoke name=\"get_weather\">\n<｜DSML｜ parameter name=\"city\" string=\"true\">Köln, \"centre\"</｜DSML｜ parameter>\n<｜DSML｜ parameter name=\"days\" string=\"false\">2</｜DSML｜ parameter>\n</｜DSML｜ invoke>\n</｜DSML｜ calls>",
+            "Größe: ```x```",
+            vec![weather()],
+        ),
     ]
 }
 
@@ -247,7 +313,9 @@ proptest! {
             let last = parser.finish();
             all.reasoning.push_str(&last.reasoning);
             all.text.push_str(&last.text);
-            let wanted = Reasoned { reasoning: thought.clone(), text: answer.clone() };
+            // Some of vLLM's parsers drop the white space at the end of a thought.
+            let kept = if name == "glm45" { thought.trim_end() } else { &thought };
+            let wanted = Reasoned { reasoning: kept.to_owned(), text: answer.clone() };
             prop_assert_eq!(&all, &wanted, "{} {:?}", name, &pieces);
             let parser = ReasoningParser::new(name, "", None).unwrap();
             prop_assert_eq!(parser.parse_complete(&whole), wanted);
@@ -320,11 +388,14 @@ fn an_answer_without_calls_is_text() {
 }
 
 #[test]
-fn a_call_that_never_ends_is_given_as_far_as_it_went() {
+fn the_start_of_a_tag_at_the_end_of_a_stream_is_not_shown() {
     let mut parser = ToolParser::new("hermes", &tool_list()).unwrap();
     let delta = parser.push("well <tool", &mut || 1);
     assert_eq!(delta.text, "well ");
-    assert_eq!(parser.finish(&mut || 1).text, "<tool");
+    // As in vLLM; a complete answer has it as text.
+    assert_eq!(parser.finish(&mut || 1).text, "");
+    let (text, _) = parser.parse_complete("well <tool", &mut || 1);
+    assert_eq!(text, "well <tool");
 }
 
 #[test]

@@ -179,6 +179,11 @@ fn finish(finish: Finish) -> proto::FinishReason {
 
 fn failure(cause: Option<&RequestError>) -> proto::Error {
     match cause {
+        Some(cause) if cause.code == RequestError::GRAMMAR => error(
+            Code::InvalidRequest,
+            cause.message.clone(),
+            "structured_outputs",
+        ),
         // The engine client's own words for a lost engine, and vLLM's for a paused one.
         Some(cause) => {
             let code = match cause.code.as_str() {

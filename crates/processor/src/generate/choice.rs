@@ -68,7 +68,7 @@ pub(crate) enum Stop {
 pub(crate) struct Choice {
     source: Source,
     text: OutputText,
-    /// The field that asked for a form of answer, until the first token shows that the engine knows it.
+    /// The field that asked for a form of answer, until the first token shows that the engine can hold to it.
     constraint: Option<&'static str>,
 }
 
@@ -115,14 +115,10 @@ impl Choice {
         Poll::Ready(ready!(attempt.poll_next(cx)).ok_or_else(lost))
     }
 
-    /// An engine fails before the first token for hardly any other reason than a grammar that it cannot
-    /// compile, which it only logs.
+    /// Names the request's own field where the worker blames the constraint, which it knows under one name only.
     fn blame(&self, error: ApiError) -> ApiError {
         match self.constraint {
-            Some(field) if error.code() == Code::Internal => {
-                let message = format!("{field}: the engine cannot compile this constraint");
-                ApiError::invalid(field, message)
-            }
+            Some(field) if error.param() == Some("structured_outputs") => error.with_param(field),
             _ => error,
         }
     }

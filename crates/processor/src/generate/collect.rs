@@ -23,6 +23,15 @@ pub(crate) struct Collected {
     pub(crate) finish: Option<Finish>,
 }
 
+/// Returns what of a prompt came from a cache, for all its choices.
+///
+/// Choices share the prompt, so those that begin later find it in the cache. vLLM (0.32) counts for the choice
+/// that finishes last, which is the longest, and in a stream for the one that begins first.
+pub(crate) fn cached(choices: &[Collected]) -> Option<u32> {
+    let longest = choices.iter().max_by_key(|choice| choice.tokens.len());
+    longest?.cached
+}
+
 /// Waits for all choices. Dropping the future cancels them.
 ///
 /// - `look`: is shown every piece with the choice's index and the piece's text.

@@ -9,5 +9,5 @@ mod collect;
 mod stream;
 
 pub(crate) use choice::{Choice, Finish, Generation, Piece, Reason, Stop};
-pub(crate) use collect::{Collected, collect};
+pub(crate) use collect::{Collected, cached, collect};
 pub(crate) use stream::{Format, sse};

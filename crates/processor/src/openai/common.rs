@@ -219,6 +219,11 @@ impl Common {
         self.reasoning_ended = Some(true);
     }
 
+    /// Says that the constraint comes from the tools, whatever else the request asked for.
+    pub(crate) fn constrain_by_tools(&mut self) {
+        self.constraint = "tools";
+    }
+
     /// Keeps special tokens in the text, for parsers that look for them.
     pub(crate) fn keep_special_tokens(&mut self) {
         self.detokenize.skip_special_tokens = false;

@@ -107,15 +107,3 @@ async fn a_client_that_leaves_before_its_answer_frees_the_engine() {
         assert_eq!(cancelled, streams);
     }
 }
-
-#[tokio::test]
-async fn a_constraint_that_the_engine_cannot_compile_is_the_requests_fault() {
-    let mut stage = Stage::new().await;
-    let body = json!({"prompt": "x", "structured_outputs": {"regex": "[a-"}});
-    let answer = stage.ask(COMPLETIONS, &body);
-    let attempt = stage.attempt().await;
-    attempt.send(failed(0, Code::Internal, "its log says why"));
-    let answered = answer.await.unwrap();
-    assert_eq!(answered.status, 400, "{answered:?}");
-    assert_eq!(answered.json()["error"]["param"], "structured_outputs");
-}

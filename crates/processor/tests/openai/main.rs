@@ -1,6 +1,7 @@
 //! The OpenAI API over a processor in process, with a worker on the real request plane whose every
 //! delta a test writes itself.
 
+mod blame;
 mod chat;
 mod completions;
 mod failures;

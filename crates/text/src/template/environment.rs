@@ -12,8 +12,9 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value as Jinja, context, escape_formatter};
 use serde_json::{Map, Value};
 
-use super::tojson::{python_float, tojson};
+use super::tojson::tojson;
 use super::{LocalTime, TemplateError, python_methods};
+use crate::python_json::python_float;
 
 /// Instructions that one rendering may take. A conversation of a thousand messages takes about 100,000; this
 /// many take around a second.

@@ -2,8 +2,8 @@
 //! on (`tool-parser` 1.10).
 //!
 //! Given pieces that end anywhere, it loses DeepSeek V3 arguments that come in one piece with their call, and the code
-//! fences of plain text; GLM calls whose tags come in parts; the end of Kimi K2 arguments; and in the Python format it
-//! mixes up positions of bytes and characters. Parsing complete answers, it does none of that. Text before the
+//! fences of plain text; GLM calls whose tags come in parts; the end of Kimi K2 arguments; all of Cohere's calls; and
+//! in the Python format it mixes up positions of bytes and characters. Parsing complete answers, it does none of that. Text before the
 //! first call streams all the same.
 
 use crate::markers::Guard;

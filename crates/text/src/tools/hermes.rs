@@ -3,14 +3,15 @@
 //! Read here and not by the parser crate, because clients see how vLLM 0.32 reads it
 //! (`tool_parsers/hermes_tool_parser.py`): a stream shows the arguments as the model writes them, whatever
 //! JSON they are, and nothing of the text after the first call; a complete answer with one malformed call has
-//! none. Each character is looked at once, where vLLM looks at the whole answer for every token.
+//! none. The start of a tag at the end of a stream is never shown, be it the start of a call or, in a text that
+//! breaks off there, of nothing. Each character is looked at once, where vLLM looks at the whole answer for every token.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{NewId, ParsedDelta, ToolCall, ToolCallDelta, call_id};
 use crate::markers::Guard;
-use crate::python_json::PythonJson;
+use crate::python_json;
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
@@ -45,8 +46,8 @@ impl Hermes {
     pub(super) fn finish(&mut self, new_id: &mut NewId<'_>) -> ParsedDelta {
         let held = self.guard.finish();
         let mut all = ParsedDelta::default();
-        // The start of a closing tag belongs to no arguments.
-        if self.call.is_none() {
+        // The start of an opening tag is text of the arguments that it stands in.
+        if self.call.is_some() && !CLOSE.starts_with(&held) {
             self.read(&held, &mut all, new_id);
         }
         all
@@ -126,7 +127,7 @@ impl Call {
         }
         if self.arguments.is_some() {
             let mut end = self.json.trim_end();
-            if closed || self.nesting.is_closed() {
+            if closed || self.is_complete() {
                 // The last brace is the call's, not the arguments'.
                 end = end.strip_suffix('}').unwrap_or(end).trim_end();
             }
@@ -136,6 +137,14 @@ impl Call {
             }
         }
         (delta.name.is_some() || !delta.arguments.is_empty()).then_some(delta)
+    }
+}
+
+impl Call {
+    /// Says whether what was written is JSON already, without the closing tag.
+    fn is_complete(&self) -> bool {
+        let json = || serde_json::from_str::<serde::de::IgnoredAny>(&self.json);
+        self.nesting.is_closed() && json().is_ok()
     }
 }
 
@@ -153,6 +162,8 @@ fn value_of(json: &str, key: &str) -> Option<usize> {
 struct Nesting {
     depth: usize,
     begun: bool,
+    /// Something follows the outermost object.
+    left: bool,
     in_string: bool,
     escaped: bool,
 }
@@ -160,6 +171,7 @@ struct Nesting {
 impl Nesting {
     fn push(&mut self, text: &str) {
         for byte in text.bytes() {
+            self.left |= self.is_closed() && !byte.is_ascii_whitespace();
             match byte {
                 _ if self.escaped => self.escaped = false,
                 b'\\' if self.in_string => self.escaped = true,
@@ -175,9 +187,9 @@ impl Nesting {
         }
     }
 
-    /// Says whether the outermost object has ended.
+    /// Says whether the text ends with the outermost object.
     fn is_closed(&self) -> bool {
-        self.begun && self.depth == 0
+        self.begun && self.depth == 0 && !self.left
     }
 }
 
@@ -198,26 +210,22 @@ pub(super) fn parse_complete(answer: &str, new_id: &mut NewId<'_>) -> (String, V
     while let Some(open) = rest.find(OPEN) {
         let body = &rest[open + OPEN.len()..];
         let close = body.find(CLOSE);
-        let Ok(written) = serde_json::from_str::<Written<'_>>(&body[..close.unwrap_or(body.len())])
-        else {
+        let written = serde_json::from_str(&body[..close.unwrap_or(body.len())]).ok();
+        let call = written.and_then(|Written { name, arguments }| {
+            let arguments = python_json::rewrite(arguments.get())?;
+            Some((name, arguments))
+        });
+        let Some((name, arguments)) = call else {
             return (answer.to_owned(), Vec::new());
         };
         calls.push(ToolCall {
             id: call_id(new_id),
-            name: written.name,
-            arguments: as_python_writes(written.arguments.get()),
+            name,
+            arguments,
         });
         rest = close.map_or("", |close| &body[close + CLOSE.len()..]);
     }
     (answer[..first].to_owned(), calls)
-}
-
-/// Writes JSON text anew, escapes resolved and in Python's spacing.
-fn as_python_writes(json: &str) -> String {
-    match serde_json::from_str::<serde_json::Value>(json) {
-        Ok(value) => PythonJson::default().push(&value.to_string()),
-        Err(_) => PythonJson::default().push(json),
-    }
 }
 
 #[cfg(test)]
@@ -292,7 +300,10 @@ mod tests {
         let (text, calls) = parse_complete(good, &mut || 1);
         assert_eq!(text, "x ");
         let calls: Vec<_> = calls.iter().map(|call| call.arguments.as_str()).collect();
-        assert_eq!(calls, ["{\"x\": 1e999, \"y\": [1, 2]}", "{\"k\": \"é\"}"]);
+        assert_eq!(
+            calls,
+            ["{\"x\": Infinity, \"y\": [1, 2]}", "{\"k\": \"é\"}"]
+        );
         let bad = "<tool_call>{\"name\": \"a\", \"arguments\": {}}</tool_call><tool_call>{\"na";
         assert_eq!(parse_complete(bad, &mut || 1), (bad.to_owned(), Vec::new()));
     }

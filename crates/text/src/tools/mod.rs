@@ -16,7 +16,7 @@ use serde_json::Value;
 use stator_common::code::Code;
 use tool_parser::{ParserFactory, ToolParser as Inner};
 
-use crate::python_json::PythonJson;
+use crate::python_json::{self, PythonJson};
 
 use at_end::{AtEnd, Opens};
 use hermes::Hermes;
@@ -68,6 +68,8 @@ const FORMATS: &[Format] = &[
     format("step3", "step3", true),
 ];
 
+/// The parser crate's name of Cohere's format. Its text has markers too, which the crate takes out of it.
+const COHERE: &str = "cohere";
 /// The parser crate's name of the Hermes format.
 const HERMES: &str = "qwen";
 
@@ -212,6 +214,7 @@ impl ToolParser {
             "glm45_moe" | "glm47_moe" => Some(Opens::Marker("<tool_call>")),
             "kimik2" => Some(Opens::Marker("<|tool_calls_section_begin|>")),
             "step3" => Some(Opens::Marker("<｜tool_calls_begin｜>")),
+            COHERE => Some(Opens::Marker("<|START_ACTION|>")),
             _ => None,
         };
         let at_end = at_end.map(AtEnd::new);
@@ -235,8 +238,12 @@ impl ToolParser {
     /// What the parser cannot make sense of gives nothing until [`Self::finish`].
     pub fn push(&mut self, text: &str, new_id: &mut NewId<'_>) -> ParsedDelta {
         if let Some(at_end) = &mut self.at_end {
+            let text = at_end.push(text);
+            if self.format.parser == COHERE {
+                return self.push_sliced(&text, new_id);
+            }
             return ParsedDelta {
-                text: at_end.push(text),
+                text,
                 calls: Vec::new(),
             };
         }
@@ -298,6 +305,7 @@ impl ToolParser {
         if let Some(at_end) = &mut self.at_end {
             let rest = at_end.finish();
             let (text, calls) = self.parse_complete(&rest, new_id);
+            let text = self.inner.take_unstreamed_normal_text() + &text;
             let calls = calls
                 .into_iter()
                 .enumerate()
@@ -336,7 +344,8 @@ impl ToolParser {
                 let calls = calls.into_iter().map(|call| ToolCall {
                     id: call_id(new_id),
                     name: call.function.name,
-                    arguments: PythonJson::default().push(&call.function.arguments),
+                    arguments: python_json::rewrite(&call.function.arguments)
+                        .unwrap_or_else(|| PythonJson::default().push(&call.function.arguments)),
                 });
                 (rest, calls.collect())
             }

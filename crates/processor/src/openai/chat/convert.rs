@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use stator_common::proto::worker::StructuredOutputs;
 
 use super::reader::{Reader, Thinking};
 use super::render::{Rendering, render};
-use super::tools::{self, Calls, Plan, Wish};
+use super::tools::{self, Asked, Calls, Hold, Plan, Wish};
 use super::types::{ChatFields, ChatRequest, Tool};
 use crate::config::Config;
 use crate::generate::Choice;
@@ -78,6 +77,7 @@ pub(super) async fn prepare(
         own.tool_choice.as_ref(),
         parallel,
         parser,
+        Asked::of(&shared),
     )?;
 
     let limits = common::limits(model);
@@ -108,21 +108,12 @@ pub(super) async fn prepare(
         prompt_logprobs,
         prompt_len: prompt.tokens.len(),
     };
-    let Plan {
-        calls,
-        wish,
-        constraint,
-    } = plan;
+    let Plan { calls, wish, hold } = plan;
     let mut sampling = sampling::sampling(&shared, &wanted, &limits, &model.assets.tokenizer)?;
-    if let Some(constraint) = constraint
-        && (wish != Wish::Auto || sampling.structured_outputs.is_none())
-    {
-        let constraint = Some(constraint);
-        sampling.structured_outputs = Some(StructuredOutputs {
-            constraint,
-            ..Default::default()
-        });
+    if matches!(hold, Hold::To(_)) {
+        common.constrain_by_tools();
     }
+    sampling.structured_outputs = hold.apply(sampling.structured_outputs.take());
     let thinking = Thinking {
         prompt: prompt.text.as_deref().unwrap_or_default(),
         wanted: thinking,

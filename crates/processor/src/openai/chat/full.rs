@@ -10,7 +10,7 @@ use super::reader::{CallDelta, Parsed, Reader};
 use super::tools::Wish;
 use super::{logprobs, stream};
 use crate::config::ReasoningField;
-use crate::generate::{Collected, Reason};
+use crate::generate::{Collected, Reason, cached};
 use crate::models::Model;
 use crate::openai::completions::write_stop;
 use crate::openai::json;
@@ -208,7 +208,7 @@ fn usage(answer: &Answer, choices: &[Collected]) -> Usage {
     Usage {
         prompt: answer.prompt.tokens.len(),
         completion: choices.iter().map(|choice| choice.tokens.len()).sum(),
-        cached: choices.iter().find_map(|choice| choice.cached),
+        cached: cached(choices),
         reasoning: None,
     }
 }

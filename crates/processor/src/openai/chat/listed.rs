@@ -5,78 +5,40 @@
 //! parameters is passed on as it is. As vLLM (0.32, `tool_parsers/streaming.py`), but each character is
 //! looked at once.
 
-use std::io::{self, Write};
+use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use serde_json::ser::{Formatter, Serializer};
+use serde_json::value::RawValue;
+use stator_text::python_json;
 
 use super::reader::CallDelta;
 
 /// Reads a complete list; one that is not complete, or no list of calls, has none.
-pub(super) fn whole(text: &str) -> Vec<CallDelta> {
-    #[derive(Deserialize)]
-    struct Call {
-        name: String,
-        parameters: Option<serde_json::Map<String, Value>>,
-    }
-    let calls: Vec<Call> = serde_json::from_str(text).unwrap_or_default();
-    let delta = |(index, call): (usize, Call)| {
-        let arguments = spaced(&call.parameters.into());
-        CallDelta {
+///
+/// - `key`: what a call's arguments are called.
+pub(super) fn whole(text: &str, key: &str) -> Vec<CallDelta> {
+    let calls: Vec<HashMap<String, &RawValue>> = serde_json::from_str(text).unwrap_or_default();
+    let delta = |(index, call): (usize, HashMap<String, &RawValue>)| {
+        let name: String = serde_json::from_str(call.get("name")?.get()).ok()?;
+        let arguments = call.get(key).map_or("null", |arguments| arguments.get());
+        if arguments != "null" && !arguments.starts_with('{') {
+            return None;
+        }
+        Some(CallDelta {
             index,
             id: None,
-            name: Some(call.name),
-            arguments,
-        }
+            name: Some(name),
+            arguments: Some(python_json::rewrite(arguments)?),
+        })
     };
-    calls.into_iter().enumerate().map(delta).collect()
-}
-
-/// Writes JSON the way Python's `json.dumps` does, which is how vLLM writes arguments.
-fn spaced(value: &Value) -> String {
-    struct Spaces;
-    impl Spaces {
-        fn separate<W: ?Sized + Write>(writer: &mut W, first: bool) -> io::Result<()> {
-            if first {
-                Ok(())
-            } else {
-                writer.write_all(b", ")
-            }
-        }
-    }
-    impl Formatter for Spaces {
-        fn begin_array_value<W: ?Sized + Write>(
-            &mut self,
-            writer: &mut W,
-            first: bool,
-        ) -> io::Result<()> {
-            Self::separate(writer, first)
-        }
-
-        fn begin_object_key<W: ?Sized + Write>(
-            &mut self,
-            writer: &mut W,
-            first: bool,
-        ) -> io::Result<()> {
-            Self::separate(writer, first)
-        }
-
-        fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-            writer.write_all(b": ")
-        }
-    }
-    let mut bytes = Vec::new();
-    let mut serializer = Serializer::with_formatter(&mut bytes, Spaces);
-    value
-        .serialize(&mut serializer)
-        .expect("a JSON value can be written as JSON");
-    String::from_utf8(bytes).expect("JSON is UTF-8")
+    let calls: Option<Vec<CallDelta>> = calls.into_iter().enumerate().map(delta).collect();
+    calls.unwrap_or_default()
 }
 
 /// The state between two pieces of text.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Listed {
+    /// What a call's arguments are called.
+    arguments_key: &'static str,
     /// Nesting of objects and lists: 1 within the list, 2 within a call.
     depth: usize,
     in_string: bool,
@@ -112,6 +74,26 @@ enum Expect {
 }
 
 impl Listed {
+    /// - `arguments_key`: what a call's arguments are called.
+    pub(super) fn new(arguments_key: &'static str) -> Self {
+        Self {
+            arguments_key,
+            depth: 0,
+            in_string: false,
+            escaped: false,
+            expect: Expect::default(),
+            key: String::new(),
+            raw: String::new(),
+            name: None,
+            arguments: String::new(),
+            in_arguments: false,
+            has_arguments: false,
+            announced: false,
+            count: 0,
+            ended: false,
+        }
+    }
+
     /// Reads on; appends what became certain to `out`.
     pub(super) fn push(&mut self, text: &str, out: &mut Vec<CallDelta>) {
         for c in text.chars() {
@@ -233,7 +215,7 @@ impl Listed {
 
     fn begin_value(&mut self, expect: Expect) {
         self.expect = expect;
-        if self.key == "parameters" {
+        if self.key == self.arguments_key {
             self.in_arguments = true;
             self.has_arguments = true;
         }
@@ -256,7 +238,7 @@ impl Listed {
         }
         if self.announced {
             if !self.arguments.is_empty() {
-                let arguments = std::mem::take(&mut self.arguments);
+                let arguments = Some(std::mem::take(&mut self.arguments));
                 out.push(CallDelta {
                     index: self.count - 1,
                     id: None,
@@ -265,7 +247,7 @@ impl Listed {
                 });
             }
         } else if let Some(name) = self.name.clone() {
-            let arguments = std::mem::take(&mut self.arguments);
+            let arguments = Some(std::mem::take(&mut self.arguments));
             out.push(CallDelta {
                 index: self.count,
                 id: None,
@@ -284,7 +266,7 @@ mod tests {
 
     /// Reads `text` in pieces of `size` characters; returns name and arguments of each call.
     fn read(text: &str, size: usize) -> Vec<(String, String)> {
-        let mut listed = Listed::default();
+        let mut listed = Listed::new("parameters");
         let mut calls: Vec<(String, String)> = Vec::new();
         let chars: Vec<char> = text.chars().collect();
         for piece in chars.chunks(size) {
@@ -294,9 +276,9 @@ mod tests {
                 match delta.name {
                     Some(name) => {
                         assert_eq!(delta.index, calls.len());
-                        calls.push((name, delta.arguments));
+                        calls.push((name, delta.arguments.unwrap()));
                     }
-                    None => calls[delta.index].1.push_str(&delta.arguments),
+                    None => calls[delta.index].1.push_str(&delta.arguments.unwrap()),
                 }
             }
         }
@@ -326,11 +308,23 @@ mod tests {
     #[test]
     fn a_whole_list_is_written_anew_and_a_broken_one_has_no_calls() {
         let calls = whole(
-            r#"[{"name":"a","parameters":{"x":[1,"é"],"y":{}}},{"name":"b","parameters":null}]"#,
+            r#"[{"name":"a","parameters":{"x":[1.0,"\u00e9"],"y":{}}},{"name":"b","parameters":null}]"#,
+            "parameters",
         );
-        let calls: Vec<_> = calls.iter().map(|call| call.arguments.as_str()).collect();
-        assert_eq!(calls, [r#"{"x": [1, "é"], "y": {}}"#, "null"]);
-        assert_eq!(whole(r#"[{"name":"a","param"#), []);
+        let calls: Vec<_> = calls
+            .into_iter()
+            .map(|call| call.arguments.unwrap())
+            .collect();
+        assert_eq!(calls, [r#"{"x": [1.0, "é"], "y": {}}"#, "null"]);
+        let calls = whole(r#"[{"name":"a","arguments":{}}]"#, "arguments");
+        assert_eq!(calls[0].arguments.as_deref(), Some("{}"));
+        for broken in [
+            r#"[{"name":"a","param"#,
+            r#"[{"name":"a","parameters":3}]"#,
+            r#"[{"parameters":{}}]"#,
+        ] {
+            assert_eq!(whole(broken, "parameters"), []);
+        }
     }
 
     #[test]

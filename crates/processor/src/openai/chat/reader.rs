@@ -26,8 +26,8 @@ pub(super) struct CallDelta {
     /// On the first delta of a call: its id, where it has one already, and its name.
     pub(super) id: Option<String>,
     pub(super) name: Option<String>,
-    /// JSON, or a part of it.
-    pub(super) arguments: String,
+    /// JSON, or a part of it; `None` where only the name is known yet.
+    pub(super) arguments: Option<String>,
 }
 
 /// What a request says about thinking, as far as it matters to reading the answer.
@@ -44,6 +44,8 @@ pub(super) struct Reader {
     reasoning: Option<ReasoningParser>,
     calls: CallReader,
     thoughts: Thoughts,
+    /// The model is served with a parser, whether this answer needs it or not.
+    has_parser: bool,
 }
 
 /// Counts the tokens that are thoughts.
@@ -100,8 +102,8 @@ enum CallReader {
     Parsed(Box<ToolParser>),
     /// All text is the arguments of one call.
     Named { name: String, announced: bool },
-    /// All text is a JSON list of calls.
-    Listed(Box<Listed>),
+    /// All text is a JSON list of calls, with the arguments under this key.
+    Listed(Box<Listed>, &'static str),
 }
 
 impl Reader {
@@ -133,7 +135,7 @@ impl Reader {
                 name: name.clone(),
                 announced: false,
             },
-            (Calls::Listed, _) => CallReader::Listed(Box::default()),
+            (Calls::Listed(key), _) => CallReader::Listed(Box::new(Listed::new(key)), key),
         };
         let reasoning = reasoning.transpose()?;
         let thoughts = reasoning
@@ -143,6 +145,8 @@ impl Reader {
             reasoning,
             calls,
             thoughts: thoughts.unwrap_or_default(),
+            has_parser: model.card.reasoning_parser.is_some()
+                || model.card.tool_call_parser.is_some(),
         })
     }
 
@@ -151,16 +155,16 @@ impl Reader {
         self.reasoning.is_none() && matches!(self.calls, CallReader::None)
     }
 
-    /// Says whether one of the model's parsers reads the text.
+    /// Says whether the model is served with a parser: then hiding thoughts hides all that could tell of them.
     pub(super) fn has_parser(&self) -> bool {
-        self.reasoning.is_some() || matches!(self.calls, CallReader::Parsed(_))
+        self.has_parser
     }
 
     /// Says whether special tokens must be part of the text.
     pub(super) fn needs_special_tokens(&self) -> bool {
         let calls = match &self.calls {
             CallReader::Parsed(parser) => parser.needs_special_tokens(),
-            CallReader::None | CallReader::Named { .. } | CallReader::Listed(_) => false,
+            CallReader::None | CallReader::Named { .. } | CallReader::Listed(..) => false,
         };
         calls
             || self
@@ -231,7 +235,7 @@ impl CallReader {
             Self::Named { name, announced } => {
                 if !*announced || !text.is_empty() {
                     let name = (!std::mem::replace(announced, true)).then(|| name.clone());
-                    let arguments = text.to_owned();
+                    let arguments = Some(text.to_owned());
                     parsed.calls.push(CallDelta {
                         index: 0,
                         id: None,
@@ -240,7 +244,7 @@ impl CallReader {
                     });
                 }
             }
-            Self::Listed(listed) => listed.push(text, &mut parsed.calls),
+            Self::Listed(listed, _) => listed.push(text, &mut parsed.calls),
         }
         parsed
     }
@@ -257,7 +261,7 @@ impl CallReader {
                         index,
                         id: Some(call.id),
                         name: Some(call.name),
-                        arguments: call.arguments,
+                        arguments: Some(call.arguments),
                     });
                 return Parsed {
                     content,
@@ -267,7 +271,7 @@ impl CallReader {
             }
             Self::Named { .. } if text.trim().is_empty() => Vec::new(),
             Self::Named { .. } => return self.push(text, true),
-            Self::Listed(_) => listed::whole(text),
+            Self::Listed(_, key) => listed::whole(text, key),
         };
         Parsed {
             calls,
@@ -288,7 +292,7 @@ impl From<ToolCallDelta> for CallDelta {
             index,
             id,
             name,
-            arguments,
+            arguments: Some(arguments).filter(|arguments| !arguments.is_empty()),
         }
     }
 }

@@ -271,9 +271,11 @@ pub(super) fn write_call(out: &mut BytesMut, call: &CallDelta, indexed: bool) {
     if let Some(name) = &call.name {
         json::raw(out, "\"name\":");
         json::string(out, name);
-        json::raw(out, ",");
     }
-    json::raw(out, "\"arguments\":");
-    json::string(out, &call.arguments);
+    if let Some(arguments) = &call.arguments {
+        json::raw(out, if call.name.is_some() { "," } else { "" });
+        json::raw(out, "\"arguments\":");
+        json::string(out, arguments);
+    }
     json::raw(out, "}}");
 }

@@ -2,23 +2,24 @@
 //!
 //! As in vLLM 0.32 (`parser/abstract_parser.py`, `tool_parsers/utils.py`): a call that may happen is found in
 //! the text by the model's tool parser. One that must happen is forced by a constraint: for models whose
-//! form of calls is known here (`structural`) in that form, else as a JSON list of `{"name","parameters"}`, or
-//! as the bare arguments of the one tool that was named.
+//! form of calls is known here (`structural`) in that form, else as a JSON list of calls, or as the bare
+//! arguments of the one tool that was named.
 
 use serde_json::{Map, Value, json};
+use stator_common::proto::worker::StructuredOutputs;
 use stator_common::proto::worker::structured_outputs::Constraint;
 
-use super::structural::{self, Force};
+use super::structural::{self, Force, Form, Own};
 use super::types::{Tool, ToolChoice};
 use crate::openai::error::ApiError;
+use crate::openai::request::{ResponseFormat, Shared};
 
 /// What a request wants of its tools.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Plan {
     pub(super) calls: Calls,
     pub(super) wish: Wish,
-    /// What makes the model call.
-    pub(super) constraint: Option<Constraint>,
+    pub(super) hold: Hold,
 }
 
 /// How tool calls are told from the answer's text.
@@ -30,8 +31,8 @@ pub(super) enum Calls {
     Parsed,
     /// The answer is the arguments of this tool.
     Named(String),
-    /// The answer is a JSON list of calls.
-    Listed,
+    /// The answer is a JSON list of calls, with the arguments under this key.
+    Listed(&'static str),
 }
 
 /// Whether the model must call.
@@ -43,6 +44,82 @@ pub(super) enum Wish {
     Required,
     /// The tool that the request names.
     Named,
+}
+
+/// What the tools make of the constraint that the request itself asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Hold {
+    /// It stays as it is.
+    AsAsked,
+    /// It gives way to this one.
+    To(Constraint),
+    /// It stays as it is; if there is none, this one holds.
+    OrElse(Constraint),
+    /// Calls in this form are allowed beside it.
+    Beside {
+        own: Own,
+        tools: Vec<Tool>,
+        single: bool,
+        /// What holds if there is none.
+        alone: Option<Constraint>,
+    },
+}
+
+impl Hold {
+    /// Returns the constraint that goes to the engine.
+    pub(super) fn apply(self, asked: Option<StructuredOutputs>) -> Option<StructuredOutputs> {
+        let only = |constraint| StructuredOutputs {
+            constraint: Some(constraint),
+            ..Default::default()
+        };
+        match (self, asked) {
+            (Self::To(constraint), _) | (Self::OrElse(constraint), None) => Some(only(constraint)),
+            (Self::AsAsked | Self::OrElse(_), asked) => asked,
+            (Self::Beside { alone, .. }, None) => alone.map(only),
+            (
+                Self::Beside {
+                    own, tools, single, ..
+                },
+                Some(asked),
+            ) => {
+                let constraint = asked.constraint.as_ref();
+                let both = constraint
+                    .and_then(|constraint| structural::either(own, &tools, single, constraint));
+                Some(both.map_or(asked, |both| {
+                    only(Constraint::StructuralTag(both.to_string()))
+                }))
+            }
+        }
+    }
+}
+
+/// What a request asks of its answer's form, as far as forced calls do not always win over it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Asked {
+    /// By `structured_outputs`, or by the older names of its fields.
+    outputs: bool,
+    /// By a structural tag there.
+    outputs_tag: bool,
+    /// By a structural tag as `response_format`.
+    format_tag: bool,
+}
+
+impl Asked {
+    pub(super) fn of(shared: &Shared) -> Self {
+        let outputs = shared.structured_outputs.as_ref();
+        Self {
+            outputs: outputs.is_some()
+                || shared.guided_json.is_some()
+                || shared.guided_regex.is_some()
+                || shared.guided_choice.is_some()
+                || shared.guided_grammar.is_some(),
+            outputs_tag: outputs.is_some_and(|outputs| outputs.structural_tag.is_some()),
+            format_tag: matches!(
+                shared.response_format,
+                Some(ResponseFormat::StructuralTag(_))
+            ),
+        }
+    }
 }
 
 /// Returns the plan, after checking the tools.
@@ -57,11 +134,12 @@ pub(super) fn plan(
     choice: Option<&ToolChoice>,
     parallel: bool,
     parser: Option<&str>,
+    asked: Asked,
 ) -> Result<Plan, ApiError> {
     let none = Plan {
         calls: Calls::None,
         wish: Wish::Auto,
-        constraint: None,
+        hold: Hold::AsAsked,
     };
     let Some(tools) = tools else {
         return match choice {
@@ -73,7 +151,7 @@ pub(super) fn plan(
         };
     };
     check(tools)?;
-    let style = parser.and_then(structural::style);
+    let form = structural::form(parser);
     let (wish, offered) = match choice {
         Some(ToolChoice::None) => return Ok(none),
         None | Some(ToolChoice::Auto) if parser.is_none() => {
@@ -81,49 +159,73 @@ pub(super) fn plan(
                            --enable-auto-tool-choice and --tool-call-parser";
             return Err(ApiError::invalid("tool_choice", message));
         }
-        None | Some(ToolChoice::Auto) => (Wish::Auto, tools),
+        None | Some(ToolChoice::Auto) => {
+            return Ok(Plan {
+                calls: Calls::Parsed,
+                wish: Wish::Auto,
+                hold: allowed(form, tools, parallel),
+            });
+        }
         Some(ToolChoice::Required) => (Wish::Required, tools),
         Some(ToolChoice::Named(name)) => (Wish::Named, std::slice::from_ref(named(tools, name)?)),
     };
-    if let Some(style) = style {
-        let force = match wish {
-            Wish::Auto => {
-                let strict = offered
-                    .iter()
-                    .any(|tool| tool.function.strict == Some(true));
-                (strict || !parallel).then_some(Force::No)
-            }
-            Wish::Required | Wish::Named => Some(Force::Yes),
-        };
-        let single = !parallel || wish == Wish::Named;
-        let constraint = force.map(|force| {
-            Constraint::StructuralTag(structural::tag(style, offered, force, single).to_string())
-        });
-        return Ok(Plan {
-            calls: Calls::Parsed,
-            wish,
-            constraint,
-        });
-    }
-    let (calls, schema) = match wish {
-        Wish::Auto => {
-            return Ok(Plan {
-                calls: Calls::Parsed,
-                wish,
-                constraint: None,
-            });
+    let (calls, hold) = match form {
+        Form::Unforced => (Calls::Parsed, Hold::AsAsked),
+        Form::Own(own) => {
+            let force = match wish {
+                Wish::Named => Force::One,
+                Wish::Required | Wish::Auto => Force::Any,
+            };
+            let tag = own.tag(offered, force, !parallel);
+            let constraint = Constraint::StructuralTag(tag.to_string());
+            (Calls::Parsed, Hold::To(constraint))
         }
-        Wish::Required => (Calls::Listed, list_schema(tools, parallel)?),
-        Wish::Named => (
-            Calls::Named(offered[0].function.name.clone()),
-            parameters(&offered[0]).into(),
-        ),
+        Form::Json => {
+            let (calls, schema) = match wish {
+                Wish::Named => {
+                    let name = offered[0].function.name.clone();
+                    (Calls::Named(name), parameters(&offered[0]).into())
+                }
+                Wish::Required | Wish::Auto => {
+                    (Calls::Listed("parameters"), list_schema(tools, parallel)?)
+                }
+            };
+            let hold = match asked.outputs_tag {
+                true => Hold::AsAsked,
+                false => Hold::To(Constraint::Json(schema.to_string())),
+            };
+            (calls, hold)
+        }
+        Form::JsonList if asked.outputs || asked.format_tag => (Calls::Parsed, Hold::AsAsked),
+        Form::JsonList => {
+            let schema = mistral_schema(offered, wish == Wish::Named);
+            let constraint = Constraint::Json(schema.to_string());
+            (Calls::Listed("arguments"), Hold::To(constraint))
+        }
     };
-    Ok(Plan {
-        calls,
-        wish,
-        constraint: Some(Constraint::Json(schema.to_string())),
-    })
+    Ok(Plan { calls, wish, hold })
+}
+
+/// Returns what holds where the model may call if it wants to.
+fn allowed(form: Form, tools: &[Tool], parallel: bool) -> Hold {
+    let Form::Own(own) = form else {
+        return Hold::AsAsked;
+    };
+    let held = own.always() || tools.iter().any(structural::is_strict);
+    let alone = ((held || !parallel) && !own.only_forced()).then(|| {
+        let tag = own.tag(tools, Force::No, !parallel);
+        Constraint::StructuralTag(tag.to_string())
+    });
+    match alone {
+        alone if held => Hold::Beside {
+            own,
+            tools: tools.to_vec(),
+            single: !parallel,
+            alone,
+        },
+        Some(constraint) => Hold::OrElse(constraint),
+        None => Hold::AsAsked,
+    }
 }
 
 fn check(tools: &[Tool]) -> Result<(), ApiError> {
@@ -198,6 +300,31 @@ fn list_schema(tools: &[Tool], parallel: bool) -> Result<Value, ApiError> {
     Ok(schema)
 }
 
+/// The list of calls that Mistral's models are held to.
+fn mistral_schema(tools: &[Tool], single: bool) -> Value {
+    let call = |tool: &Tool| {
+        let arguments = match &tool.function.parameters {
+            Some(parameters) if !parameters.is_empty() => Value::Object(parameters.clone()),
+            _ => json!({"type": "object"}),
+        };
+        json!({
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "enum": [tool.function.name]},
+                "arguments": arguments,
+            },
+            "required": ["name", "arguments"],
+        })
+    };
+    let calls: Vec<Value> = tools.iter().map(call).collect();
+    let mut schema = json!({"type": "array", "minItems": 1});
+    if single {
+        schema["maxItems"] = 1.into();
+    }
+    schema["items"] = json!({"type": "object", "anyOf": calls});
+    schema
+}
+
 fn parameters(tool: &Tool) -> Map<String, Value> {
     match &tool.function.parameters {
         Some(parameters) if !parameters.is_empty() => parameters.clone(),
@@ -213,6 +340,8 @@ fn parameters(tool: &Tool) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::openai::chat::types::ChatRequest;
+    use crate::openai::{request, structured};
 
     fn tools(json: Value) -> Vec<Tool> {
         serde_json::from_value(json).unwrap()
@@ -227,7 +356,7 @@ mod tests {
     }
 
     fn plan_of(choice: Option<&ToolChoice>, parser: Option<&str>) -> Result<Plan, ApiError> {
-        plan(Some(&two_tools()), choice, true, parser)
+        plan(Some(&two_tools()), choice, true, parser, Asked::default())
     }
 
     #[test]
@@ -235,7 +364,10 @@ mod tests {
         let calls = |choice| plan_of(choice, Some("json")).unwrap().calls;
         assert_eq!(calls(None), Calls::Parsed);
         assert_eq!(calls(Some(&ToolChoice::None)), Calls::None);
-        assert_eq!(calls(Some(&ToolChoice::Required)), Calls::Listed);
+        assert_eq!(
+            calls(Some(&ToolChoice::Required)),
+            Calls::Listed("parameters")
+        );
         let named = |name: &str| ToolChoice::Named(name.to_owned());
         assert_eq!(calls(Some(&named("stop"))), Calls::Named("stop".to_owned()));
         assert_eq!(
@@ -253,16 +385,66 @@ mod tests {
         assert!(plan_of(Some(&ToolChoice::Required), None).is_ok());
     }
 
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        tools: Map<String, Value>,
+        rows: Vec<Row>,
+    }
+
+    /// A request, and by the name of a tool parser the constraint that vLLM makes of it.
+    #[derive(serde::Deserialize)]
+    struct Row {
+        request: Value,
+        constraints: Map<String, Value>,
+    }
+
+    fn constraint_of(body: &Value, parser: &str) -> Option<Value> {
+        let request: ChatRequest = request::parse(body.to_string().as_bytes()).unwrap();
+        let asked = structured::constraint(&request.shared).unwrap();
+        let own = &request.own;
+        let parallel = own.parallel_tool_calls != Some(false);
+        let choice = own.tool_choice.as_ref();
+        let plan = plan(
+            own.tools.as_deref(),
+            choice,
+            parallel,
+            Some(parser),
+            Asked::of(&request.shared),
+        )
+        .unwrap();
+        let json = |text: String| -> Value { serde_json::from_str(&text).unwrap() };
+        Some(match plan.hold.apply(asked)?.constraint? {
+            Constraint::Json(schema) => json!({"json": json(schema)}),
+            Constraint::Regex(regex) => json!({"regex": regex}),
+            Constraint::Choice(choice) => json!({"choice": choice.values}),
+            Constraint::Grammar(grammar) => json!({"grammar": grammar}),
+            Constraint::JsonObject(set) => json!({"json_object": set}),
+            Constraint::StructuralTag(tag) => json!({"structural_tag": json(tag)}),
+        })
+    }
+
+    /// Made by `scripts/golden_calls.py`.
     #[test]
-    fn a_call_is_forced_in_the_models_own_form_where_that_is_known() {
-        let forced = plan_of(Some(&ToolChoice::Required), Some("hermes")).unwrap();
-        assert_eq!(forced.calls, Calls::Parsed);
-        assert!(matches!(
-            forced.constraint,
-            Some(Constraint::StructuralTag(_))
-        ));
-        let free = plan_of(None, Some("hermes")).unwrap();
-        assert_eq!((free.calls, free.constraint), (Calls::Parsed, None));
+    fn the_engine_is_asked_for_what_vllm_asks_it_for() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/constraints.json");
+        let golden = std::fs::read(path).unwrap();
+        let golden: Golden = serde_json::from_slice(&golden).unwrap();
+        for Row {
+            request,
+            constraints,
+        } in golden.rows
+        {
+            let mut body = request.clone();
+            body["tools"] = golden.tools[request["tools"].as_str().unwrap()].clone();
+            body["messages"] = json!([]);
+            for (parser, expected) in constraints {
+                let expected = Some(expected).filter(|expected| !expected.is_null());
+                let actual = constraint_of(&body, &parser);
+                // As text, because the order of a schema's properties is part of what it asks for.
+                let [actual, expected] = [actual, expected].map(|found| json!(found).to_string());
+                assert_eq!(actual, expected, "{parser}: {request}");
+            }
+        }
     }
 
     #[test]
@@ -290,11 +472,17 @@ mod tests {
                 "tools[1].function.parameters",
             ),
         ] {
-            let error =
-                plan(Some(&tools(list)), Some(&ToolChoice::Required), true, None).unwrap_err();
+            let error = plan(
+                Some(&tools(list)),
+                Some(&ToolChoice::Required),
+                true,
+                None,
+                Asked::default(),
+            )
+            .unwrap_err();
             assert_eq!(error.param(), Some(param));
         }
-        let error = plan(None, Some(&ToolChoice::Auto), true, None).unwrap_err();
+        let error = plan(None, Some(&ToolChoice::Auto), true, None, Asked::default()).unwrap_err();
         assert_eq!(error.param(), Some("tool_choice"));
     }
 }

@@ -33,7 +33,7 @@ fields! {
 }
 
 /// A tool that the model may call.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
 pub(crate) struct Tool {
     pub(crate) r#type: Option<String>,
     pub(crate) function: Function,
@@ -58,7 +58,7 @@ impl Tool {
 }
 
 /// A function as the model is told about it.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
 pub(crate) struct Function {
     pub(crate) name: String,
     pub(crate) description: Option<String>,

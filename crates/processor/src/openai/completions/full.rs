@@ -7,7 +7,7 @@ use stator_text::LogprobTexts;
 
 use super::convert::{Answer, Echo};
 use super::logprobs::{Lists, Show};
-use crate::generate::{Collected, Stop};
+use crate::generate::{Collected, Stop, cached};
 use crate::models::Model;
 use crate::openai::error::ApiError;
 use crate::openai::usage::Usage;
@@ -125,9 +125,8 @@ pub(crate) fn write_stop(out: &mut BytesMut, stop: Option<&Stop>) {
 }
 
 fn usage(answer: &Answer, choices: &[Collected]) -> Usage {
-    let cached = choices
-        .chunks(answer.n)
-        .filter_map(|prompt| prompt.iter().find_map(|c| c.cached));
+    // vLLM counts one prompt of a list only; the sum is what belongs to the sum of their tokens.
+    let cached = choices.chunks(answer.n).filter_map(cached);
     Usage {
         prompt: answer
             .prompts

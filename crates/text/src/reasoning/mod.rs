@@ -8,7 +8,10 @@ use reasoning_parser::traits::{DEFAULT_MAX_BUFFER_SIZE, ParserConfig};
 use reasoning_parser::{BaseReasoningParser, ParserFactory, ReasoningParser as Inner};
 use stator_common::code::Code;
 
+mod marked;
+
 use crate::markers::Guard;
+use marked::{Marked, Rules};
 
 /// Where an answer begins if the prompt does not say.
 #[derive(Clone, Copy)]
@@ -37,6 +40,8 @@ enum Parser {
         start: &'static str,
         end: &'static str,
     },
+    /// The same, with the habits of vLLM's parser engine.
+    Engine(Rules),
     /// The parser crate's own.
     Named(&'static str),
 }
@@ -45,6 +50,37 @@ const THINK: Parser = Parser::Marked {
     start: "<think>",
     end: "</think>",
 };
+
+/// As vLLM's engine reads reasoning that ends with a call of this form.
+const fn engine(calls: &'static [&'static str]) -> Rules {
+    Rules {
+        start: "<think>",
+        end: "</think>",
+        calls,
+        reopens: false,
+        strips: true,
+    }
+}
+
+/// What begins a call of DeepSeek V4, and what it makes of that at times.
+const DEEPSEEK_CALLS: &[&str] = &[
+    "<｜DSML｜tool_calls>",
+    "<｜DSML｜toolcalls>",
+    "<｜DSML｜tool>",
+];
+
+const DEEPSEEK_V4: Parser = Parser::Engine(Rules {
+    reopens: true,
+    ..engine(DEEPSEEK_CALLS)
+});
+const GLM: Parser = Parser::Engine(Rules {
+    reopens: true,
+    ..engine(&["<tool_call>"])
+});
+const QWEN: Parser = Parser::Engine(Rules {
+    strips: false,
+    ..engine(&["<tool_call>"])
+});
 
 const fn format(name: &'static str, parser: Parser, begins: Begins) -> Format {
     Format {
@@ -69,22 +105,30 @@ const FORMATS: &[Format] = &[
     ),
     format("deepseek_r1", THINK, Begins::Reasoning),
     format("deepseek_v3", THINK, Begins::AnswerUnlessOn),
-    format("deepseek_v4", THINK, Begins::AnswerUnlessOn),
+    format("deepseek_v4", DEEPSEEK_V4, Begins::AnswerUnlessOn),
     format(
         "deepseek_v41",
         Parser::Named("deepseek_v41"),
         Begins::AnswerUnlessOn,
     ),
     format("gemma4", Parser::Named("gemma4"), Begins::Answer),
-    format("glm45", THINK, Begins::ReasoningUnlessOff),
-    format("glm47", THINK, Begins::ReasoningUnlessOff),
+    format("glm45", GLM, Begins::ReasoningUnlessOff),
+    format("glm47", GLM, Begins::ReasoningUnlessOff),
     format("holo2", THINK, Begins::ReasoningUnlessOff),
     format("hy_v4", Parser::Named("hy_v4"), Begins::Answer),
     format("inkling", Parser::Named("inkling"), Begins::Answer),
-    format("kimi_k2", THINK, Begins::ReasoningUnlessOff),
+    format(
+        "kimi_k2",
+        Parser::Engine(engine(&["<|tool_calls_section_begin|>"])),
+        Begins::ReasoningUnlessOff,
+    ),
     format("kimi_k3", Parser::Named("kimi_k3"), Begins::Answer),
-    format("mimo", THINK, Begins::ReasoningUnlessOff),
-    format("minimax_m2", THINK, Begins::Reasoning),
+    format("mimo", QWEN, Begins::ReasoningUnlessOff),
+    format(
+        "minimax_m2",
+        Parser::Engine(engine(&["<minimax:tool_call>"])),
+        Begins::Reasoning,
+    ),
     format("minimax_m3", Parser::Named("minimax_m3"), Begins::Answer),
     format(
         "mistral",
@@ -94,14 +138,21 @@ const FORMATS: &[Format] = &[
         },
         Begins::Answer,
     ),
-    format("nemotron_v3", THINK, Begins::ReasoningUnlessOff),
-    format("qwen3", THINK, Begins::ReasoningUnlessOff),
+    format(
+        "nemotron_v3",
+        Parser::Engine(engine(&["<tool_call>"])),
+        Begins::ReasoningUnlessOff,
+    ),
+    format("qwen3", QWEN, Begins::ReasoningUnlessOff),
     format(
         "seed_oss",
-        Parser::Marked {
+        Parser::Engine(Rules {
             start: "<seed:think>",
             end: "</seed:think>",
-        },
+            calls: &["<seed:tool_call>"],
+            reopens: false,
+            strips: false,
+        }),
         Begins::Reasoning,
     ),
     format("step3", THINK, Begins::Reasoning),
@@ -140,8 +191,17 @@ pub fn names() -> Vec<&'static str> {
 pub struct ReasoningParser {
     name: &'static str,
     markers: Option<(&'static str, &'static str)>,
-    inner: Box<dyn Inner>,
-    guard: Guard,
+    reader: Reader,
+}
+
+/// What reads the answer.
+enum Reader {
+    Marked(Box<Marked>),
+    /// The parser crate; the guard keeps markers whole for it.
+    Crate {
+        inner: Box<dyn Inner>,
+        guard: Guard,
+    },
 }
 
 impl std::fmt::Debug for ReasoningParser {
@@ -180,7 +240,22 @@ impl ReasoningParser {
             Begins::Answer => false,
         };
         let prompt = prompt.trim_end();
-        let (mut inner, markers, in_reasoning): (Box<dyn Inner>, _, _) = match format.parser {
+        let in_reasoning = |start: &str, end: &str| {
+            prompt.ends_with(start) || (by_habit && !prompt.ends_with(end))
+        };
+        let begun = |mut inner: Box<dyn Inner>, in_reasoning: bool, markers| {
+            if in_reasoning {
+                inner.mark_reasoning_started();
+            }
+            let guard = Guard::new(markers);
+            Reader::Crate { inner, guard }
+        };
+        let (reader, markers) = match format.parser {
+            Parser::Engine(rules) => {
+                let Rules { start, end, .. } = rules;
+                let marked = Marked::new(rules, in_reasoning(start, end));
+                (Reader::Marked(Box::new(marked)), Some((start, end)))
+            }
             Parser::Marked { start, end } => {
                 let config = ParserConfig {
                     think_start_token: start.to_owned(),
@@ -189,12 +264,9 @@ impl ReasoningParser {
                     max_buffer_size: DEFAULT_MAX_BUFFER_SIZE,
                     always_in_reasoning: false,
                 };
-                let in_reasoning = prompt.ends_with(start) || (by_habit && !prompt.ends_with(end));
-                (
-                    Box::new(BaseReasoningParser::new(config)),
-                    vec![start, end],
-                    in_reasoning,
-                )
+                let inner = Box::new(BaseReasoningParser::new(config));
+                let reader = begun(inner, in_reasoning(start, end), vec![start, end]);
+                (reader, Some((start, end)))
             }
             Parser::Named(parser) => {
                 let factory = ParserFactory::new();
@@ -202,20 +274,14 @@ impl ReasoningParser {
                     .registry()
                     .create_parser(parser)
                     .ok_or_else(unknown)?;
-                (inner, Vec::new(), by_habit || prompt.ends_with("<think>"))
+                let in_reasoning = by_habit || prompt.ends_with("<think>");
+                (begun(inner, in_reasoning, Vec::new()), None)
             }
         };
-        if in_reasoning {
-            inner.mark_reasoning_started();
-        }
         Ok(Self {
             name: format.name,
-            inner,
-            markers: match format.parser {
-                Parser::Marked { start, end } => Some((start, end)),
-                Parser::Named(_) => None,
-            },
-            guard: Guard::new(markers),
+            markers,
+            reader,
         })
     }
 
@@ -226,34 +292,51 @@ impl ReasoningParser {
 
     /// Says whether special tokens must reach the parser: `skip_special_tokens` is then to be false.
     pub fn needs_special_tokens(&self) -> bool {
-        self.inner.requires_special_tokens()
+        match &self.reader {
+            // vLLM's engine asks for them, whether a marker is one or not.
+            Reader::Marked(_) => true,
+            Reader::Crate { inner, .. } => inner.requires_special_tokens(),
+        }
     }
 
     /// Says whether the stream is inside the reasoning now.
     pub fn is_in_reasoning(&self) -> bool {
-        self.inner.is_in_reasoning()
+        match &self.reader {
+            Reader::Marked(marked) => marked.is_thinking(),
+            Reader::Crate { inner, .. } => inner.is_in_reasoning(),
+        }
     }
 
     /// Takes the next piece of a stream.
     pub fn push(&mut self, text: &str) -> Reasoned {
-        let text = self.guard.push(text);
-        self.take(text)
+        match &mut self.reader {
+            Reader::Marked(marked) => marked.push(text),
+            Reader::Crate { inner, guard } => take(inner.as_mut(), guard.push(text)),
+        }
     }
 
     /// Ends a stream: gives what was held as the possible start of a marker.
     pub fn finish(&mut self) -> Reasoned {
-        let held = self.guard.finish();
-        let mut last = self.take(held);
-        if let Ok(rest) = self.inner.flush() {
-            last.reasoning.push_str(&rest.reasoning_text);
-            last.text.push_str(&rest.normal_text);
+        match &mut self.reader {
+            Reader::Marked(marked) => marked.finish(),
+            Reader::Crate { inner, guard } => {
+                let mut last = take(inner.as_mut(), guard.finish());
+                if let Ok(rest) = inner.flush() {
+                    last.reasoning.push_str(&rest.reasoning_text);
+                    last.text.push_str(&rest.normal_text);
+                }
+                last
+            }
         }
-        last
     }
 
     /// Takes a complete answer apart.
-    pub fn parse_complete(mut self, text: &str) -> Reasoned {
-        match self.inner.detect_and_parse_reasoning(text) {
+    pub fn parse_complete(self, text: &str) -> Reasoned {
+        let mut inner = match self.reader {
+            Reader::Marked(marked) => return marked.whole(text),
+            Reader::Crate { inner, .. } => inner,
+        };
+        match inner.detect_and_parse_reasoning(text) {
             Ok(parsed) => Reasoned {
                 reasoning: parsed.reasoning_text,
                 text: parsed.normal_text,
@@ -265,20 +348,20 @@ impl ReasoningParser {
             },
         }
     }
+}
 
-    fn take(&mut self, text: String) -> Reasoned {
-        if text.is_empty() {
-            return Reasoned::default();
-        }
-        match self.inner.parse_reasoning_streaming_incremental(&text) {
-            Ok(parsed) => Reasoned {
-                reasoning: parsed.reasoning_text,
-                text: parsed.normal_text,
-            },
-            Err(_) => Reasoned {
-                reasoning: String::new(),
-                text,
-            },
-        }
+fn take(inner: &mut dyn Inner, text: String) -> Reasoned {
+    if text.is_empty() {
+        return Reasoned::default();
+    }
+    match inner.parse_reasoning_streaming_incremental(&text) {
+        Ok(parsed) => Reasoned {
+            reasoning: parsed.reasoning_text,
+            text: parsed.normal_text,
+        },
+        Err(_) => Reasoned {
+            reasoning: String::new(),
+            text,
+        },
     }
 }
