@@ -18,8 +18,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Cores per thread that serves connections, unless configured.
 const CORES_PER_THREAD: usize = 8;
-/// Threads for long prompts, at most: each keeps words that it tokenized, up to about 100 MB, and takes milliseconds
-/// for the longest prompts.
+/// Threads for long prompts, at most. Each thread that tokenizes keeps the words it met, up to about 100 MB,
+/// and takes a few milliseconds for a prompt of 60,000 tokens.
 const LONG_PROMPT_THREADS: usize = 8;
 /// How long such a thread keeps its words without work.
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
@@ -32,10 +32,20 @@ fn main() -> anyhow::Result<()> {
         print!("{}", config::to_toml(&config)?);
         return Ok(());
     }
+    tokenize_each_prompt_on_one_thread();
     telemetry::init_logs().context("start logs")?;
     runtime(&config)
         .context("start threads")?
         .block_on(serve(config))
+}
+
+/// Prompts are many and cores belong to engines, too: `fastokens` would spread each long prompt over all of them.
+fn tokenize_each_prompt_on_one_thread() {
+    const THREADS: &str = "FASTOKENS_BPE_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: the process has no other thread yet.
+        unsafe { std::env::set_var(THREADS, "1") };
+    }
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -3,10 +3,12 @@
 //! `tokenizers` is the measure, and all that is needed to start with. `fastokens` computes the same some fifty
 //! times faster, but takes seconds to load a large vocabulary, and does not know every kind of
 //! tokenizer. So it is loaded beside the first ([`Encoder::speed_up`]), compared with it on texts made to find
-//! differences, and used from then on; where it refuses the tokenizer, differs once or fails, it is not used.
+//! differences, and used from then on; where it refuses the tokenizer or differs once, it is not used, and after a
+//! panic not any more.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokenizers::{ModelWrapper, Tokenizer as HfTokenizer};
 
@@ -193,11 +195,17 @@ pub(crate) fn encode(
     Ok(encoding.get_ids().to_vec())
 }
 
-struct Fast(fastokens::Tokenizer);
+struct Fast {
+    tokenizer: fastokens::Tokenizer,
+    /// A text made it panic: what it keeps between texts may be half written.
+    broken: AtomicBool,
+}
 
 impl std::fmt::Debug for Fast {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Fast")
+        f.debug_struct("Fast")
+            .field("broken", &self.broken)
+            .finish_non_exhaustive()
     }
 }
 
@@ -207,19 +215,32 @@ impl Fast {
         let failed = |reason: String| NotFaster::Load { reason };
         let json = exact.to_string(false).map_err(|e| failed(e.to_string()))?;
         let json = serde_json::from_str(&json).map_err(|e| failed(e.to_string()))?;
-        unwinding(|| fastokens::Tokenizer::from_json(json))
+        let tokenizer = unwinding(|| fastokens::Tokenizer::from_json(json))
             .ok_or_else(|| failed("it panicked".to_owned()))?
-            .map(Self)
-            .map_err(|e| failed(e.to_string()))
+            .map_err(|e| failed(e.to_string()))?;
+        Ok(Self {
+            tokenizer,
+            broken: AtomicBool::new(false),
+        })
     }
 
     /// Returns `None` where it fails, with whatever reason.
     fn encode(&self, text: &str, add_special_tokens: bool) -> Option<Vec<u32>> {
-        unwinding(|| self.0.encode_with_special_tokens(text, add_special_tokens))?.ok()
+        if self.broken.load(Ordering::Relaxed) {
+            return None;
+        }
+        let encoded = unwinding(|| {
+            self.tokenizer
+                .encode_with_special_tokens(text, add_special_tokens)
+        });
+        if encoded.is_none() {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+        encoded?.ok()
     }
 }
 
-/// Returns `None` if it panicked: a text that trips this implementation is one for the other.
+/// Returns `None` if it panicked.
 fn unwinding<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }

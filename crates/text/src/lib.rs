@@ -9,6 +9,7 @@
 mod detokenizer;
 mod encoder;
 mod files;
+mod load;
 mod logprobs;
 mod markers;
 mod segments;

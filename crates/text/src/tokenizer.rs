@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use stator_common::code::Code;
-use tokenizers::{DecoderWrapper, PreTokenizerWrapper, Tokenizer as HfTokenizer};
+use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::detokenizer::{DetokenizeOptions, Detokenizer};
-use crate::encoder::{self, Encoder, NotFaster};
+use crate::encoder::{Encoder, NotFaster};
 use crate::files::{Additions, ModelFiles, SpecialTokens, generation_eos_ids};
+use crate::load::{Frame, add_tokens, frame, is_byte_level, space_marker};
 use crate::segments::{Remembered, Segment, SegmentCache, Segmenter};
 use crate::vocab::{Piece, Vocab, token_string};
 
@@ -39,12 +40,6 @@ struct Segments {
     remembered: Remembered,
     /// The ids that `add_special_tokens` puts around any text; `None` if they are not the same for all.
     frame: Option<Frame>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Frame {
-    before: Vec<u32>,
-    after: Vec<u32>,
 }
 
 /// Why a tokenizer could not be made of a model's files.
@@ -366,86 +361,4 @@ impl Tokenizer {
     pub(crate) fn hf(&self) -> &HfTokenizer {
         self.inner.encoder.hf()
     }
-}
-
-/// Adds what `tokenizer_config.json` says and `tokenizer.json` lacks, in transformers' order.
-fn add_tokens(tokenizer: &mut HfTokenizer, additions: &Additions) -> Result<(), LoadError> {
-    tokenizer.set_encode_special_tokens(additions.split_special_tokens);
-    let known = tokenizer.get_added_tokens_decoder();
-    let mut tokens: Vec<_> = additions
-        .added
-        .values()
-        .filter(|token| !known.values().any(|k| k == *token))
-        .cloned()
-        .collect();
-    for token in additions
-        .named
-        .iter()
-        .map(|(_, token)| token)
-        .chain(&additions.extra)
-    {
-        let content = &token.content;
-        if !known
-            .values()
-            .chain(&tokens)
-            .any(|known| known.content == *content)
-        {
-            tokens.push(token.clone());
-        }
-    }
-    for token in &mut tokens {
-        token.special |= additions
-            .named
-            .iter()
-            .any(|(_, named)| named.content == token.content);
-    }
-    if !tokens.is_empty() {
-        tokenizer
-            .add_tokens(tokens)
-            .map_err(|error| LoadError::Add {
-                reason: error.to_string(),
-            })?;
-    }
-    Ok(())
-}
-
-fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
-    match decoder {
-        Some(DecoderWrapper::ByteLevel(_)) => true,
-        Some(DecoderWrapper::Sequence(sequence)) => {
-            matches!(sequence.get_decoders(), [DecoderWrapper::ByteLevel(_)])
-        }
-        _ => false,
-    }
-}
-
-/// vLLM: tokenizers/detokenizer_utils.py::get_leading_space_marker.
-fn space_marker(pre_tokenizer: &PreTokenizerWrapper) -> Option<char> {
-    match pre_tokenizer {
-        PreTokenizerWrapper::Metaspace(metaspace) => Some(metaspace.get_replacement()),
-        PreTokenizerWrapper::Sequence(sequence) => {
-            sequence.as_ref().iter().find_map(|inner| match inner {
-                PreTokenizerWrapper::Metaspace(metaspace) => Some(metaspace.get_replacement()),
-                _ => None,
-            })
-        }
-        _ => None,
-    }
-}
-
-/// Finds out what `add_special_tokens` puts around a text, by two texts that have nothing in common.
-fn frame(tokenizer: &HfTokenizer) -> Option<Frame> {
-    let probe = |text: &str| {
-        let plain = encoder::encode(tokenizer, text, false).ok()?;
-        let framed = encoder::encode(tokenizer, text, true).ok()?;
-        let at = framed
-            .windows(plain.len().max(1))
-            .position(|window| window == plain)?;
-        Some(Frame {
-            before: framed[..at].to_vec(),
-            after: framed[at + plain.len()..].to_vec(),
-        })
-    };
-    let first = probe("The quick brown fox")?;
-    (probe("0123, 4567")? == first).then_some(first)
 }
