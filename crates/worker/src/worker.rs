@@ -159,6 +159,10 @@ impl Worker {
             },
         );
         let serving = Arc::new(self.serving());
+        tokio::spawn({
+            let (telemetry, stop) = (self.telemetry.clone(), stop.clone());
+            async move { stop.run_until_cancelled(telemetry.upkeep()).await }
+        });
         if let Some(system) = self.system {
             let (health, metrics) = (serving.health.clone(), serving.metrics.clone());
             system.spawn(health, metrics, self.telemetry, stop.clone());
