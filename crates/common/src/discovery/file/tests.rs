@@ -1,11 +1,8 @@
 use super::*;
 use crate::{
-    discovery::{
-        Event,
-        owner::{host, start_of},
-        tests::card,
-    },
+    discovery::{Event, tests::card},
     ids::WorkerId,
+    process::{host, start_of},
 };
 
 fn gone(worker: &str) -> Option<Event> {
