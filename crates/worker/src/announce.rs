@@ -29,8 +29,12 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         ),
         None => "no status routes (--system-port)".to_owned(),
     };
+    let engine = match &config.engine_attach {
+        Some(address) => format!("; engines may dial in on {address}"),
+        None => String::new(),
+    };
     info!(
-        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted; {system}; \
+        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted{engine}; {system}; \
          discovery: {}",
         listeners.advertised,
         reach(plane.ip()),
@@ -39,6 +43,12 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
     if !plane.ip().is_loopback() && config.plane_token.is_none() {
         warn!(
             "whoever reaches tcp://{plane} can use the engine; close it with --plane-token-file or --host 127.0.0.1"
+        );
+    }
+    if let Some(address) = &config.engine_attach {
+        warn!(
+            "whoever reaches {address}, or the two ports of an attached engine beside it, can pose as the engine: \
+             attach on 127.0.0.1, or on a network that only engines are on"
         );
     }
     if config.discovery_backend == DiscoveryBackend::Mem {
