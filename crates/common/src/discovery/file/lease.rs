@@ -12,7 +12,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{TTL, list, read};
+use super::{TTL, create_unshared, list, read};
 
 /// A file this old has no owner any more and is removed by whoever registers next.
 const FORGET: Duration = Duration::from_secs(600);
@@ -75,7 +75,7 @@ impl Lease {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 warn!(path = %self.path.display(), "registration vanished: writing it again");
                 if let Some(folder) = self.path.parent() {
-                    fs::create_dir_all(folder)?;
+                    create_unshared(folder)?;
                 }
                 self.write()
             }
