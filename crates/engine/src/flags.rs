@@ -202,10 +202,12 @@ pub fn help_command(python: &Path) -> String {
     )
 }
 
-/// As argparse sees it: a dash, but no number and no text with blanks.
+/// As argparse sees it: a dash, but no number and no text with blanks. The value behind a `=` may have
+/// them.
 fn is_flag(argument: &str) -> bool {
+    let name = argument.split('=').next().unwrap_or_default();
     let number = || argument[1..].parse::<f64>().is_ok();
-    argument.len() > 1 && argument.starts_with('-') && !argument.contains(' ') && !number()
+    argument.len() > 1 && argument.starts_with('-') && !name.contains(' ') && !number()
 }
 
 /// How many of the following arguments are values of a flag.

@@ -155,3 +155,14 @@ fn a_flag_is_read_under_its_long_name_in_every_spelling_and_the_last_one_counts(
     assert!(given.has("reasoning-config") && given.has("skip-tokenizer-init"));
     assert!(!given.has("enable-lora") && !given.has("spec-method"));
 }
+
+#[test]
+fn a_value_behind_an_equals_sign_may_have_blanks() {
+    let argument = r#"--override_generation_config={"top_k": 9}"#.to_owned();
+    let argv = ["worker".to_owned(), argument.clone()].map(OsString::from);
+    let split = split(argv, &own(), &EngineFlag::built_in()).expect("splits");
+    assert_eq!((split.engine, split.model), (vec![argument.clone()], None));
+    let args = [argument];
+    let value = Given::read(&args).value("override-generation-config");
+    assert_eq!(value, Some(r#"{"top_k": 9}"#));
+}
