@@ -171,7 +171,7 @@ fn devices_each(args: &[String]) -> usize {
 }
 
 /// Reads `tcp://host:port` or `host:port`.
-fn address(text: &str) -> Result<(String, u16), LaunchError> {
+pub(crate) fn address(text: &str) -> Result<(String, u16), LaunchError> {
     let bad = || LaunchError::Address(text.to_owned());
     let plain = text.strip_prefix("tcp://").unwrap_or(text);
     let (host, port) = plain.rsplit_once(':').ok_or_else(bad)?;
