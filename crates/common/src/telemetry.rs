@@ -3,7 +3,7 @@
 //! `STATOR_LOG` (else `RUST_LOG`, else `info`) filters, `STATOR_LOG_FORMAT=json` makes one JSON object per
 //! line. Secrets do not come here: tokens and keys are not in any log statement.
 
-use std::{env, fmt, io::IsTerminal};
+use std::{convert::Infallible, env, fmt, io::IsTerminal, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
@@ -12,6 +12,9 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 const LATENCY_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
+
+/// How often recorded values are folded into their buckets, which bounds the memory between two scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why telemetry did not start.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,8 @@ impl fmt::Debug for Telemetry {
 }
 
 /// Starts logs and metrics of a process. Call once, before anything else says something.
+///
+/// A process that records values runs [`Telemetry::upkeep`] too.
 ///
 /// # Errors
 /// A filter or format that cannot be understood; a second start.
@@ -94,9 +99,18 @@ impl Telemetry {
         }
     }
 
+    /// Folds recorded values into their buckets, for ever. Without it every value of a histogram stays in
+    /// memory until somebody asks for the metrics, which may be never.
+    pub async fn upkeep(&self) -> Infallible {
+        let mut interval = tokio::time::interval(UPKEEP);
+        loop {
+            interval.tick().await;
+            self.metrics.run_upkeep();
+        }
+    }
+
     /// Returns all metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        self.metrics.run_upkeep();
         self.metrics.render()
     }
 }

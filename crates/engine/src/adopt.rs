@@ -45,7 +45,9 @@ pub(crate) enum NotAdopted {
     #[error("it dialled in but did not answer within {} ms", .0.as_millis())]
     NoAnswer(Duration),
     #[error("its log cannot be read: {0}")]
-    Log(#[from] io::Error),
+    Log(io::Error),
+    #[error("it cannot be guarded: {0}")]
+    Guard(io::Error),
 }
 
 /// Takes over the engine of `record`.

@@ -74,6 +74,7 @@ impl Connected {
             ready,
             schema,
             process: local.as_ref().map(Local::id),
+            host: stator_common::process::host(),
             keep: config.keep,
             life,
         };

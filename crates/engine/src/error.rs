@@ -16,6 +16,15 @@ pub enum StartError {
     RunDirInUse { path: PathBuf },
     #[error("{}: {source}", path.display())]
     RunDir { path: PathBuf, source: io::Error },
+    /// It may hold its devices still, so a second one is not started beside it.
+    #[error(
+        "{} says which engine was left running here, but cannot be read: end that engine if it runs, \
+         remove the file, and start again",
+        path.display()
+    )]
+    Record { path: PathBuf },
+    #[error("the engine of before, process {pid}, cannot be ended: {source}")]
+    Kept { pid: i32, source: io::Error },
     #[error("cannot start {}: {source}", python.display())]
     Spawn { python: PathBuf, source: io::Error },
     #[error("cannot listen for the engine on {address}: {source}")]

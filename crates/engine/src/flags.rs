@@ -36,6 +36,11 @@ pub struct EngineFlag {
 }
 
 impl EngineFlag {
+    /// Returns the long name without its dashes.
+    fn long(&self) -> &str {
+        self.names[0].trim_start_matches('-')
+    }
+
     /// Returns the flags of the newest supported release, for when no vLLM is installed here.
     pub fn built_in() -> Vec<Self> {
         serde_json::from_str(BUILT_IN).expect("the built-in list is checked by a test")
@@ -197,10 +202,12 @@ pub fn help_command(python: &Path) -> String {
     )
 }
 
-/// As argparse sees it: a dash, but no number and no text with blanks.
+/// As argparse sees it: a dash, but no number and no text with blanks. The value behind a `=` may have
+/// them.
 fn is_flag(argument: &str) -> bool {
+    let name = argument.split('=').next().unwrap_or_default();
     let number = || argument[1..].parse::<f64>().is_ok();
-    argument.len() > 1 && argument.starts_with('-') && !argument.contains(' ') && !number()
+    argument.len() > 1 && argument.starts_with('-') && !name.contains(' ') && !number()
 }
 
 /// How many of the following arguments are values of a flag.
@@ -218,6 +225,19 @@ fn values(flag: &str, arity: Arity, rest: &[String]) -> Result<usize, FlagError>
         Arity::One => Ok(1),
         Arity::Many => Ok(free),
     }
+}
+
+/// Takes the keys off a dotted name. Underscores count as dashes, but not in the keys.
+fn stem(name: &str) -> (String, Option<&str>) {
+    let (stem, key) = match name.split_once('.') {
+        Some((stem, key)) => (stem, Some(key)),
+        None => (name, None),
+    };
+    let stem = match stem.strip_prefix("--") {
+        Some(stem) => format!("--{}", stem.replace('_', "-")),
+        None => stem.to_owned(),
+    };
+    (stem, key)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,27 +306,15 @@ impl<'a> Known<'a> {
                 joined: false,
             });
         }
-        // Underscores count as dashes, but not in the keys of a dotted name.
-        let (stem, key) = match name.split_once('.') {
-            Some((stem, _)) => (stem, true),
-            None => (name, false),
-        };
-        let stem = match stem.strip_prefix("--") {
-            Some(stem) => format!("--{}", stem.replace('_', "-")),
-            None => stem.to_owned(),
-        };
-        if stem == "--model" && !key {
+        let (stem, key) = stem(name);
+        if stem == "--model" && key.is_none() {
             return Ok(Found {
                 owner: Owner::Model,
                 arity: Arity::One,
                 joined: false,
             });
         }
-        let (flag, arity, joined) = match self.engine.get(&stem) {
-            Some((flag, _)) if key => (*flag, Arity::One, false),
-            Some((flag, arity)) => (*flag, *arity, false),
-            None => self.inexact(name, &stem)?,
-        };
+        let (flag, arity, joined) = self.engine_flag(name, &stem, key.is_some())?;
         if RESERVED.iter().any(|reserved| flag.names[0] == *reserved) {
             return Err(FlagError::Reserved {
                 flag: name.to_owned(),
@@ -317,6 +325,20 @@ impl<'a> Known<'a> {
             arity,
             joined,
         })
+    }
+
+    /// Finds a flag of vLLM's, with its arity, and whether its value is attached to it.
+    fn engine_flag(
+        &self,
+        name: &str,
+        stem: &str,
+        key: bool,
+    ) -> Result<(&'a EngineFlag, Arity, bool), FlagError> {
+        match self.engine.get(stem) {
+            Some((flag, _)) if key => Ok((*flag, Arity::One, false)),
+            Some((flag, arity)) => Ok((*flag, *arity, false)),
+            None => self.inexact(name, stem),
+        }
     }
 
     /// A unique prefix of a long flag, or a short flag with its value attached.
@@ -377,6 +399,82 @@ fn own_arity(argument: &clap::Arg) -> Arity {
         Some(range) if range.min_values() == 0 => Arity::Optional,
         Some(range) if range.max_values() > 1 => Arity::Many,
         _ => Arity::One,
+    }
+}
+
+/// vLLM's flags as [`split`] returns them, by their long names, whichever spelling was given.
+///
+/// What vLLM 0.33 does not know is there too, as it was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given<'a>(Vec<GivenFlag<'a>>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct GivenFlag<'a> {
+    /// Without its dashes; with the keys of a dotted name.
+    name: String,
+    value: Option<&'a str>,
+    /// `--no-x`.
+    negated: bool,
+}
+
+impl<'a> Given<'a> {
+    /// Reads vLLM's arguments.
+    pub fn read(args: &'a [String]) -> Self {
+        let known = EngineFlag::built_in();
+        let known = Known::new(&clap::Command::new(""), &known);
+        let mut given = Vec::new();
+        for (at, argument) in args.iter().enumerate() {
+            // A value that looks like no flag belongs to the flag before it.
+            if !is_flag(argument) {
+                continue;
+            }
+            let (name, joined) = match argument.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (argument.as_str(), None),
+            };
+            let next = args.get(at + 1).filter(|next| !is_flag(next));
+            let value = joined.or_else(|| next.map(String::as_str));
+            let (stem, key) = stem(name);
+            let flag = match known.engine_flag(name, &stem, key.is_some()) {
+                Ok((flag, _, true)) => GivenFlag {
+                    name: flag.long().to_owned(),
+                    value: argument.get(2..),
+                    negated: false,
+                },
+                Ok((flag, arity, false)) => GivenFlag {
+                    name: [Some(flag.long()), key]
+                        .iter()
+                        .flatten()
+                        .copied()
+                        .collect::<Vec<_>>()
+                        .join("."),
+                    value: value.filter(|_| arity != Arity::Flag),
+                    negated: arity == Arity::Flag
+                        && !flag.names.iter().any(|name| name.starts_with(&stem)),
+                },
+                Err(_) => GivenFlag {
+                    name: name.trim_start_matches('-').replace('_', "-"),
+                    value,
+                    negated: false,
+                },
+            };
+            given.push(flag);
+        }
+        Self(given)
+    }
+
+    /// Says whether a flag, or a key of it, is given and not negated after that.
+    pub fn has(&self, name: &str) -> bool {
+        let mut mentions = self.0.iter().rev();
+        mentions
+            .find(|flag| flag.name.split('.').next() == Some(name))
+            .is_some_and(|flag| !flag.negated)
+    }
+
+    /// Returns the last value of a flag, which is the one that counts.
+    pub fn value(&self, name: &str) -> Option<&'a str> {
+        let mut mentions = self.0.iter().rev().filter(|flag| flag.name == name);
+        mentions.find_map(|flag| flag.value)
     }
 }
 

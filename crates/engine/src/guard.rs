@@ -43,10 +43,12 @@ impl Guard {
         Ok(Self { shell, pipe })
     }
 
-    /// Names the group of an engine that runs already.
-    pub(crate) fn watch(&mut self, pgid: i32) -> io::Result<()> {
-        let pipe = self.pipe.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
-        writeln!(pipe, "{pgid}")
+    /// Guards the group of an engine that runs already.
+    pub(crate) fn over(pgid: i32) -> io::Result<Self> {
+        let mut guard = Self::spawn()?;
+        let pipe = guard.pipe.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        writeln!(pipe, "{pgid}")?;
+        Ok(guard)
     }
 
     /// Makes a command that is about to be spawned lead a session of its own and name its group to the

@@ -114,9 +114,12 @@ impl Handshake {
                 }
                 message = incoming.recv() => {
                     let Some((identity, payload)) = two_frames(message?) else { continue };
+                    if engine.as_ref() != Some(&identity) {
+                        debug!(?identity, "a message of another engine");
+                        continue;
+                    }
                     match wire::decode_ready(&payload) {
-                        Ok(ready) if engine.as_ref() == Some(&identity) => response = Some(ready),
-                        Ok(_) => debug!(?identity, "ready response of another engine"),
+                        Ok(ready) => response = Some(ready),
                         Err(error) => return Err(LeadError::ReadyResponse(error)),
                     }
                 }

@@ -1,6 +1,6 @@
 //! The engine's process on this machine: waited for, read, ended.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use tokio::process::Child;
 
@@ -40,22 +40,17 @@ impl Local {
         }
     }
 
-    /// Takes a running process; unless it is to be kept, it is guarded from now on.
-    pub(crate) fn adopted(process: Process, tail: Tail, keep: bool) -> io::Result<Self> {
-        let guard = if keep {
-            None
-        } else {
-            let mut guard = Guard::spawn()?;
-            guard.watch(process.id().pid)?;
-            Some(guard)
-        };
-        Ok(Self {
+    /// Takes a running process.
+    ///
+    /// - `guard`: what watches it from now on; absent if it is kept.
+    pub(crate) fn adopted(process: Process, tail: Tail, guard: Option<Guard>) -> Self {
+        Self {
             child: None,
             process,
             guard,
             tail,
             starting: false,
-        })
+        }
     }
 
     /// Notes that there is a record of the engine now, and whether it may outlive us by that.

@@ -16,7 +16,6 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// A process for good: its pid, and the time it started at, so that another process that got the
 /// same pid later is not taken for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct ProcessId {
     pub(crate) pid: i32,
     /// Clock ticks since boot (`/proc/<pid>/stat`, field 22).
@@ -100,9 +99,10 @@ impl Process {
     /// Ends the process and its group: asks, waits up to `grace`, then kills what is left.
     ///
     /// Our engines lead a group of their own, so this reaches the EngineCore behind vLLM's launcher,
-    /// which nothing else would end if the launcher is gone.
+    /// which nothing else would end if the launcher is gone. The group goes by the leader's pid until its
+    /// last process ends; only then could another have it.
     pub(crate) async fn end_group(&self, grace: Duration) {
-        signal_group(self.id, Signal::SIGTERM);
+        let _ = killpg(Pid::from_raw(self.id.pid), Signal::SIGTERM);
         let _ = tokio::time::timeout(grace, group_ended(self.id.pid)).await;
         kill_group(self.id.pid);
         let _ = tokio::time::timeout(grace, group_ended(self.id.pid)).await;
@@ -156,16 +156,33 @@ fn group_is_alive(pgid: i32) -> bool {
     })
 }
 
-/// Signals the group that `id` leads, as long as `id` is alive or its group is.
-fn signal_group(id: ProcessId, signal: Signal) {
-    let _ = killpg(Pid::from_raw(id.pid), signal);
+/// Ends the group of a process that was written down, perhaps long ago.
+///
+/// - `host`: what [`host`](stator_common::process::host) said when it was; empty: unknown.
+///
+/// # Errors
+/// The process runs, but cannot be taken hold of.
+pub(crate) async fn end_recorded(id: ProcessId, host: &str, grace: Duration) -> io::Result<()> {
+    let here = stator_common::process::host();
+    if !host.is_empty() && host != here {
+        // Of another boot or pid namespace: its pid says nothing here.
+        return Ok(());
+    }
+    match Process::open(id) {
+        Ok(process) => process.end_group(grace).await,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // Without a leader nothing but the number names the group, which must then be of here for certain.
+        Err(_) if host == here && !here.is_empty() => kill_leaderless(id.pid),
+        Err(_) => {}
+    }
+    Ok(())
 }
 
 /// Kills what is left of a group whose leader is gone: an EngineCore whose launcher was killed.
 ///
 /// Does nothing if a process has the pid: that is another one then, since a pid is not given out again
 /// while a group still goes by it.
-pub(crate) fn kill_leaderless(pgid: i32) {
+fn kill_leaderless(pgid: i32) {
     if ProcessId::of(pgid).is_none() && group_is_alive(pgid) {
         kill_group(pgid);
     }
@@ -236,7 +253,19 @@ mod tests {
         leader.wait().expect("reap");
         let rest = ProcessId::of(line.trim().parse().expect("a pid")).expect("it runs");
         let rest = Process::open(rest).expect("open");
-        kill_leaderless(pgid);
+        let leader = ProcessId {
+            pid: pgid,
+            started: 0,
+        };
+        for host in ["another boot", ""] {
+            end_recorded(leader, host, Duration::ZERO)
+                .await
+                .expect("nothing to do");
+            assert!(rest.id().is_alive(), "{host}");
+        }
+        end_recorded(leader, &stator_common::process::host(), Duration::ZERO)
+            .await
+            .expect("end");
         rest.ended().await;
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Attach, Launch, Spawn},
+    error::StartError,
     process::ProcessId,
     schema::Schema,
     wire::Ready,
@@ -21,7 +22,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
-    /// How this file is written; another number is not read.
+    /// How this file is written; of another number only [`Trace`] is read.
     pub(crate) format: u32,
     /// What was started; an engine that was started otherwise is not adopted.
     pub(crate) launch: Fingerprint,
@@ -34,10 +35,33 @@ pub(crate) struct Record {
     pub(crate) schema: Schema,
     /// vLLM's launcher, the leader of the engine's process group. Absent for an attached engine.
     pub(crate) process: Option<ProcessId>,
+    /// Boot and pid namespace in which `process` names something; empty: unknown.
+    #[serde(default)]
+    pub(crate) host: String,
     /// Whether it was meant to outlive its worker.
     pub(crate) keep: bool,
     /// How many workers had this engine before.
     pub(crate) life: u32,
+}
+
+/// What every format says, under the same names, so that an engine can be ended whose record says things
+/// that this version does not know.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct Trace {
+    // Named so that it must be there, if only as null.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub(crate) process: Option<ProcessId>,
+    #[serde(default)]
+    pub(crate) host: String,
+}
+
+/// What a directory says about the engine of before.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Left {
+    Nothing,
+    Record(Box<Record>),
+    /// An engine that cannot be adopted, for its record is written otherwise.
+    Trace(Trace),
 }
 
 /// The record's format.
@@ -176,17 +200,23 @@ impl RunDir {
         self.path.join("engine.json")
     }
 
-    /// Reads the record of the last engine, if there is a readable one.
-    pub(crate) fn load(&self) -> Option<Record> {
-        let text = fs::read_to_string(self.record()).ok()?;
-        let format = serde_json::from_str::<serde_json::Value>(&text)
-            .ok()?
-            .get("format")?
-            .as_u64();
-        if format != Some(u64::from(FORMAT)) {
-            return None;
+    /// Reads what the last engine's worker left.
+    ///
+    /// # Errors
+    /// There is a record that does not even say which process it is about.
+    pub(crate) fn load(&self) -> Result<Left, StartError> {
+        let path = self.record();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Left::Nothing),
+            Err(source) => return Err(StartError::RunDir { path, source }),
+        };
+        match serde_json::from_str::<Record>(&text) {
+            Ok(record) if record.format == FORMAT => Ok(Left::Record(Box::new(record))),
+            _ => serde_json::from_str(&text)
+                .map(Left::Trace)
+                .map_err(|_| StartError::Record { path }),
         }
-        serde_json::from_str(&text).ok()
     }
 
     /// Writes the record. A reader sees the old one or the new one, never a part.
@@ -233,6 +263,7 @@ mod tests {
             ready: Ready::default(),
             schema: Schema::built_in("0.32.0", Default::default()).expect("known"),
             process: Some(ProcessId { pid: 1, started: 2 }),
+            host: "here".to_owned(),
             keep: true,
             life: 3,
         }
@@ -242,15 +273,16 @@ mod tests {
     fn a_record_is_read_back_as_written() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let run_dir = RunDir::open(&dir.path().join("engine-0")).expect("open");
-        assert_eq!(run_dir.load(), None);
+        assert_eq!(run_dir.load().expect("no record"), Left::Nothing);
         run_dir.save(&record()).expect("save");
-        assert_eq!(run_dir.load(), Some(record()));
+        let left = Left::Record(Box::new(record()));
+        assert_eq!(run_dir.load().expect("a record"), left);
         run_dir.forget();
-        assert_eq!(run_dir.load(), None);
+        assert_eq!(run_dir.load().expect("no record"), Left::Nothing);
     }
 
     #[test]
-    fn a_record_of_another_format_or_a_torn_one_is_not_read() {
+    fn whatever_else_a_record_says_its_process_is_known() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let run_dir = RunDir::open(dir.path()).expect("open");
         run_dir
@@ -259,9 +291,25 @@ mod tests {
                 ..record()
             })
             .expect("save");
-        assert_eq!(run_dir.load(), None);
-        fs::write(run_dir.record(), "{\"format\": 1").expect("write");
-        assert_eq!(run_dir.load(), None);
+        let trace = Left::Trace(Trace {
+            process: record().process,
+            host: record().host,
+        });
+        assert_eq!(run_dir.load().expect("a process"), trace);
+        let later = r#"{"process": {"pid": 1, "started": 2, "more": 3}, "host": "here", "new": 0}"#;
+        fs::write(run_dir.record(), later).expect("write");
+        assert_eq!(run_dir.load().expect("a process"), trace);
+    }
+
+    #[test]
+    fn a_record_that_names_no_process_is_refused_by_name() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let run_dir = RunDir::open(dir.path()).expect("open");
+        for text in ["", "{\"format\": 1", "{\"format\": 1}"] {
+            fs::write(run_dir.record(), text).expect("write");
+            let error = run_dir.load().expect_err("unreadable").to_string();
+            assert!(error.contains("engine.json"), "{error}");
+        }
     }
 
     #[test]

@@ -10,17 +10,18 @@ use tracing::{info, warn};
 use zeromq::ZmqError;
 
 use crate::{
-    adopt,
+    adopt::{self, NotAdopted},
     config::{Attach, Config, Launch, Spawn},
     connected::Connected,
     engine::Inner,
     error::StartError,
+    guard::Guard,
     handshake::{Greeted, Handshake, LeadError},
     introspect,
     local::Local,
     logtail::Tail,
-    process::{self, Process},
-    rundir::{Fingerprint, Record, RunDir},
+    process::{self, Process, ProcessId},
+    rundir::{Fingerprint, Left, Record, RunDir, Trace},
     schema::{Schema, Untested, check_version},
     sink::StepSink,
     sockets::{Place, Sockets},
@@ -52,7 +53,7 @@ pub(crate) async fn start(
         state,
         deadline,
     };
-    let record = starter.run_dir.load();
+    let record = starter.left().await?;
     let connected = match starter.config.launch.clone() {
         Launch::Spawn(spawn) => starter.spawned(&spawn, record).await?,
         Launch::Attach(attach) => starter.attached(&attach, record).await?,
@@ -112,14 +113,50 @@ impl Starter {
         }
     }
 
-    /// Adopts the kept engine if there is one that fits, else starts one.
+    /// Returns the record of the engine of before, if that was started the same way and is meant to be
+    /// adopted. Any other is ended: this directory is the only one that knows of it.
+    async fn left(&self) -> Result<Option<Record>, StartError> {
+        let trace = match self.run_dir.load()? {
+            Left::Nothing => return Ok(None),
+            Left::Record(record) => {
+                let kept = record.keep || record.process.is_none();
+                if kept && record.launch == Fingerprint::from(&self.config.launch) {
+                    return Ok(Some(*record));
+                }
+                Trace {
+                    process: record.process,
+                    host: record.host,
+                }
+            }
+            Left::Trace(trace) => trace,
+        };
+        if let Some(id) = trace.process {
+            info!(
+                pid = id.pid,
+                "ending the engine of before, if it runs: it was started otherwise"
+            );
+            self.end(id, &trace.host).await?;
+        }
+        self.run_dir.forget();
+        Ok(None)
+    }
+
+    async fn end(&self, id: ProcessId, host: &str) -> Result<(), StartError> {
+        let ended = process::end_recorded(id, host, self.config.waits.shutdown).await;
+        ended.map_err(|source| StartError::Kept {
+            pid: id.pid,
+            source,
+        })
+    }
+
+    /// Adopts the kept engine if there is one, else starts one.
     async fn spawned(
         &self,
         spawn: &Spawn,
         record: Option<Record>,
     ) -> Result<Connected, StartError> {
         if let Some(record) = record {
-            match self.adopted(spawn, record).await {
+            match self.adopted(record).await? {
                 Some(connected) => return Ok(connected),
                 None => self.run_dir.forget(),
             }
@@ -127,40 +164,40 @@ impl Starter {
         self.launched(spawn).await
     }
 
-    /// Takes over the engine of the record; one that does not fit or does not answer is ended.
-    async fn adopted(&self, spawn: &Spawn, record: Record) -> Option<Connected> {
-        let id = record.process?;
-        let Ok(process) = Process::open(id) else {
-            process::kill_leaderless(id.pid);
-            return None;
+    /// Takes over the engine of the record; one that does not answer is ended.
+    async fn adopted(&self, record: Record) -> Result<Option<Connected>, StartError> {
+        let Some(id) = record.process else {
+            return Ok(None);
         };
-        if !record.keep || record.launch != Fingerprint::from(spawn) {
-            info!(
-                pid = process.id().pid,
-                "ending an engine that was started otherwise"
-            );
-            process.end_group(self.config.waits.shutdown).await;
-            return None;
-        }
-        self.phase(Phase::Adopting);
-        let adopted: Result<Connected, adopt::NotAdopted> =
-            adopt::adopt(&record, process.ended(), self.config.waits.adopt).await;
-        let connected = adopted.and_then(|connected| {
-            let tail = Tail::open(&self.run_dir.log(), self.config.dp_rank, true)?;
-            Ok((connected, tail))
-        });
-        match connected {
-            Ok((connected, tail)) => {
-                let local = Local::adopted(process, tail, self.config.keep);
-                Some(Connected {
-                    local: Some(local.ok()?),
-                    ..connected
-                })
+        let here = record.host.is_empty() || record.host == stator_common::process::host();
+        let process = match Process::open(id) {
+            Ok(process) if here => process,
+            _ => {
+                self.end(id, &record.host).await?;
+                return Ok(None);
             }
+        };
+        self.phase(Phase::Adopting);
+        let adopted = adopt::adopt(&record, process.ended(), self.config.waits.adopt).await;
+        let taken = adopted.and_then(|connected| {
+            let tail = Tail::open(&self.run_dir.log(), self.config.dp_rank, true)
+                .map_err(NotAdopted::Log)?;
+            let guard = (!self.config.keep).then(|| Guard::over(id.pid));
+            Ok((
+                connected,
+                tail,
+                guard.transpose().map_err(NotAdopted::Guard)?,
+            ))
+        });
+        match taken {
+            Ok((connected, tail, guard)) => Ok(Some(Connected {
+                local: Some(Local::adopted(process, tail, guard)),
+                ..connected
+            })),
             Err(why) => {
-                warn!(pid = process.id().pid, %why, "the kept engine cannot be adopted and is ended");
+                warn!(pid = id.pid, %why, "the kept engine cannot be adopted and is ended");
                 process.end_group(self.config.waits.shutdown).await;
-                None
+                Ok(None)
             }
         }
     }
@@ -219,10 +256,8 @@ impl Starter {
         attach: &Attach,
         record: Option<Record>,
     ) -> Result<Connected, StartError> {
-        let launch = Fingerprint::from(attach);
         let mut handshake = Handshake::bind(&attach.bind).await?;
         let host = handshake.addr().ip();
-        let record = record.filter(|record| record.launch == launch);
         self.phase(Phase::AwaitingEngine);
         if let Some(record) = record {
             // An engine that was here before redials at once. A new one is heard only after that: its

@@ -2,7 +2,13 @@
 
 mod fake;
 
-use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
+    time::Duration,
+};
 
 use fake::{FakeEngine, Told, Value, knock, ready, soon, status};
 use stator_engine::{
@@ -359,6 +365,46 @@ async fn nonsense_and_strangers_at_the_handshake_cost_nothing() {
     };
     let (engine, _fake) = tokio::join!(start, dial);
     engine.expect("start");
+}
+
+#[tokio::test]
+async fn an_engine_that_another_version_left_ends_before_the_next_one_starts() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let port = ports::free();
+    let config = config(dir.path(), port);
+    let mut left = std::process::Command::new("sleep")
+        .arg("1000")
+        .process_group(0)
+        .spawn()
+        .expect("spawn");
+    let started = stator_common::process::start_of(left.id());
+    let record = serde_json::json!({
+        "format": 99,
+        "process": {"pid": left.id(), "started": started},
+        "host": stator_common::process::host(),
+    });
+    fs::create_dir(&config.run_dir).expect("create");
+    fs::write(config.run_dir.join("engine.json"), record.to_string()).expect("write");
+    let (sink, _outputs) = sink();
+    let ready = ready();
+    let (engine, _fake) = tokio::join!(Engine::start(config, sink), FakeEngine::dial(port, &ready));
+    engine.expect("start");
+    let ended = left.try_wait().expect("a child");
+    assert!(ended.is_some(), "it runs on");
+}
+
+#[tokio::test]
+async fn beside_an_engine_that_nobody_can_name_none_is_started() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let config = config(dir.path(), 0);
+    let record = config.run_dir.join("engine.json");
+    fs::create_dir(&config.run_dir).expect("create");
+    fs::write(&record, "{\"format\": 1").expect("write");
+    let refused = Engine::start(config, |_: Step| {}).await;
+    let StartError::Record { path } = refused.expect_err("refused") else {
+        panic!("another reason")
+    };
+    assert_eq!(path, fs::canonicalize(record).expect("it is left"));
 }
 
 async fn refused(ready: HashMap<&'static str, Value>) -> StartError {

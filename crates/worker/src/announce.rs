@@ -4,7 +4,12 @@ use std::net::SocketAddr;
 
 use tracing::{info, warn};
 
-use crate::{cli::DiscoveryBackend, config::Config, network::reach};
+use crate::{
+    cli::DiscoveryBackend,
+    config::Config,
+    launch,
+    network::{self, reach},
+};
 
 /// What a worker listens on.
 pub(crate) struct Listeners<'a> {
@@ -29,8 +34,16 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         ),
         None => "no status routes (--system-port)".to_owned(),
     };
+    let attach = config.engine_attach.as_deref().and_then(attach_address);
+    let engine = match attach {
+        Some(address) => format!(
+            "; engines may dial in on tcp://{address} and then on two free ports, for {}",
+            reach(address.ip())
+        ),
+        None => String::new(),
+    };
     info!(
-        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted; {system}; \
+        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted{engine}; {system}; \
          discovery: {}",
         listeners.advertised,
         reach(plane.ip()),
@@ -41,7 +54,20 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
             "whoever reaches tcp://{plane} can use the engine; close it with --plane-token-file or --host 127.0.0.1"
         );
     }
+    if let Some(address) = attach.filter(|address| !address.ip().is_loopback()) {
+        warn!(
+            "whoever reaches tcp://{address} or those two ports can pose as the engine; \
+             close it with --engine-attach tcp://127.0.0.1:{}, or let only engines into its network",
+            address.port()
+        );
+    }
     if config.discovery_backend == DiscoveryBackend::Mem {
         warn!("discovery is in this process's memory: no other process will find this worker");
     }
+}
+
+/// Returns where attached engines dial in. One that is no address is complained about elsewhere.
+fn attach_address(text: &str) -> Option<SocketAddr> {
+    let (host, port) = launch::address(text).ok()?;
+    network::resolve(&host, port).ok()
 }

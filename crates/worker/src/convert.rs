@@ -136,7 +136,13 @@ fn filled(text: String) -> Option<String> {
 /// Returns what one step added to one stream.
 pub(crate) fn delta(stream: u32, output: Output) -> proto::Delta {
     let error = match (output.finish, output.error) {
-        (Some(Finish::Error), error) => Some(failure(error.as_deref())),
+        (Some(Finish::Error), cause) => Some(failure(cause.as_deref())),
+        // What we abort has no more outputs, so this is the engine's own: it is being stopped.
+        (Some(Finish::Abort), _) => Some(error(
+            Code::EngineDead,
+            "the engine gave up this request, as it does when it is stopped",
+            "",
+        )),
         _ => None,
     };
     proto::Delta {
@@ -171,8 +177,7 @@ fn finish(finish: Finish) -> proto::FinishReason {
     match finish {
         Finish::Stop => proto::FinishReason::Stop,
         Finish::Length => proto::FinishReason::Length,
-        Finish::Abort => proto::FinishReason::Abort,
-        Finish::Error => proto::FinishReason::Error,
+        Finish::Abort | Finish::Error => proto::FinishReason::Error,
         Finish::Repetition => proto::FinishReason::Repetition,
     }
 }
@@ -261,6 +266,20 @@ mod tests {
             retryable: true,
         };
         assert_eq!(failure(Some(&dead)).code(), proto::Code::EngineDead);
+    }
+
+    #[test]
+    fn a_request_that_the_engine_gave_up_may_be_tried_elsewhere() {
+        let aborted = delta(
+            1,
+            Output {
+                finish: Some(Finish::Abort),
+                ..output()
+            },
+        );
+        assert_eq!(aborted.finish(), proto::FinishReason::Error);
+        let code = Code::from(aborted.error.unwrap().code());
+        assert!(code.is_retryable());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use ahash::AHashMap;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use stator_common::{BlobHash, card};
-use stator_engine::model;
+use stator_engine::{flags::Given, model};
 
 /// What of a model's folder is served, if it exists. Everything else there is the engine's.
 const NAMES: [&str; 9] = [
@@ -71,7 +71,7 @@ impl Files {
             Some(folder) => folder.to_owned(),
             None => model::folder(model_name).ok_or_else(|| no_folder(model_name))?,
         };
-        let tokenizer = match flag(engine_args, "--tokenizer") {
+        let tokenizer = match Given::read(engine_args).value("tokenizer") {
             Some(name) => tokenizer_folder(name).ok_or_else(|| no_folder(name))?,
             None => folder.clone(),
         };
@@ -122,7 +122,7 @@ impl Files {
     /// As vLLM's `ModelConfig.try_get_generation_config` and `get_diff_sampling_param` (0.32,
     /// config/model.py): `auto` is the model's, `vllm` is none, else a folder; then the overrides.
     fn set_generation_config(&mut self, engine_args: &[String]) -> Result<(), FilesError> {
-        match flag(engine_args, "--generation-config") {
+        match Given::read(engine_args).value("generation-config") {
             None | Some("auto") => {}
             Some("vllm") => drop(self.remove(GENERATION_CONFIG)),
             Some(folder) => {
@@ -133,7 +133,7 @@ impl Files {
                 }
             }
         }
-        let Some(text) = flag(engine_args, "--override-generation-config") else {
+        let Some(text) = Given::read(engine_args).value("override-generation-config") else {
             return Ok(());
         };
         let overrides: Map<String, Value> =
@@ -171,21 +171,6 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FilesError> {
             source,
         }),
     }
-}
-
-/// Returns the value of an engine's flag; the last one counts.
-pub(crate) fn flag<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
-    let mut found = None;
-    for (at, arg) in args.iter().enumerate() {
-        let (given, value) = match arg.split_once('=') {
-            Some((given, value)) => (given, Some(value)),
-            None => (arg.as_str(), args.get(at + 1).map(String::as_str)),
-        };
-        if given.starts_with('-') && given.replace('_', "-") == name {
-            found = value;
-        }
-    }
-    found
 }
 
 #[cfg(test)]
@@ -232,7 +217,7 @@ mod tests {
     #[test]
     fn the_engines_flags_decide_upon_sampling_defaults() {
         let folder = folder();
-        let none = read(folder.path(), None, &["--generation-config", "vllm"]);
+        let none = read(folder.path(), None, &["--generation-conf", "vllm"]);
         assert_eq!(text(&none, GENERATION_CONFIG), None);
         let overridden = read(
             folder.path(),

@@ -8,9 +8,11 @@ use std::{
 };
 
 use stator_common::{WorkerId, card::Role, scratch};
-use stator_engine::{Attach, Config as EngineConfig, Launch, Simulate, Spawn, Waits, model};
+use stator_engine::{
+    Attach, Config as EngineConfig, Launch, Simulate, Spawn, Waits, flags::Given, model,
+};
 
-use crate::{cli::EngineKind, config::Config, files::flag, network, python::on_path};
+use crate::{cli::EngineKind, config::Config, network, python::on_path};
 
 /// Why the engines of a worker cannot be described.
 #[derive(Debug, thiserror::Error)]
@@ -136,11 +138,7 @@ fn devices(config: &Config, rank: u32) -> Result<Vec<(OsString, OsString)>, Laun
     if ranks == 1 {
         return Ok(Vec::new());
     }
-    let size = |name| flag(&config.engine_args, name).and_then(|size| size.parse().ok());
-    let tensor: usize = size("--tensor-parallel-size")
-        .or_else(|| size("-tp"))
-        .unwrap_or(1);
-    let each = tensor * size("--pipeline-parallel-size").unwrap_or(1);
+    let each = devices_each(&config.engine_args);
     let visible = env::var("CUDA_VISIBLE_DEVICES")
         .ok()
         .filter(|list| !list.is_empty());
@@ -162,8 +160,18 @@ fn devices(config: &Config, rank: u32) -> Result<Vec<(OsString, OsString)>, Laun
     }
 }
 
+/// Returns how many devices one engine takes.
+fn devices_each(args: &[String]) -> usize {
+    let given = Given::read(args);
+    let size = |name| -> usize {
+        let size = given.value(name).and_then(|size| size.parse().ok());
+        size.unwrap_or(1)
+    };
+    size("tensor-parallel-size") * size("pipeline-parallel-size")
+}
+
 /// Reads `tcp://host:port` or `host:port`.
-fn address(text: &str) -> Result<(String, u16), LaunchError> {
+pub(crate) fn address(text: &str) -> Result<(String, u16), LaunchError> {
     let bad = || LaunchError::Address(text.to_owned());
     let plain = text.strip_prefix("tcp://").unwrap_or(text);
     let (host, port) = plain.rsplit_once(':').ok_or_else(bad)?;
@@ -242,6 +250,19 @@ mod tests {
             panic!("not attached");
         };
         assert_eq!(attach.bind, "127.0.0.1:4001");
+    }
+
+    #[test]
+    fn an_engine_takes_a_device_for_each_rank_of_both_kinds_of_parallelism() {
+        for line in [
+            "-tp 2 -pp 2",
+            "--tensor-parallel-size=2 --pipeline_parallel_size 2",
+            "--tensor-par 4",
+        ] {
+            let args: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(devices_each(&args), 4, "{line}");
+        }
+        assert_eq!(devices_each(&[]), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -19,7 +20,7 @@ use stator_common::{
     telemetry::Telemetry,
 };
 use stator_engine::{Engine, Phase, StartError, State};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -38,6 +39,13 @@ use crate::{
     status::{Health, Loads},
     system::System,
 };
+
+/// The wait before a worker that was known once tries to become known again; it doubles up to
+/// [`REGISTER_AGAIN_MOST`].
+const REGISTER_AGAIN_FIRST: Duration = Duration::from_millis(500);
+
+/// The longest wait: the engine is loaded and idle meanwhile.
+const REGISTER_AGAIN_MOST: Duration = Duration::from_secs(15);
 
 /// A worker whose listeners are bound and whose engines do not run yet.
 pub struct Worker {
@@ -159,6 +167,10 @@ impl Worker {
             },
         );
         let serving = Arc::new(self.serving());
+        tokio::spawn({
+            let (telemetry, stop) = (self.telemetry.clone(), stop.clone());
+            async move { stop.run_until_cancelled(telemetry.upkeep()).await }
+        });
         if let Some(system) = self.system {
             let (health, metrics) = (serving.health.clone(), serving.metrics.clone());
             system.spawn(health, metrics, self.telemetry, stop.clone());
@@ -270,11 +282,14 @@ impl Publication<'_> {
     /// Runs until it is dropped, which is leaving.
     ///
     /// # Errors
-    /// The files of the model cannot be read; the place of discovery cannot be written to.
+    /// The files of the model cannot be read, or the place of discovery cannot be written to, the first
+    /// time. Later ones are tried for ever, as engines are.
     async fn run(&self) -> anyhow::Result<()> {
         let mut changed = self.serving.changed.clone();
         let mut registration: Option<Registration> = None;
         let mut complete = false;
+        let mut was_known = false;
+        let mut wait = REGISTER_AGAIN_FIRST;
         loop {
             changed.borrow_and_update();
             let engines: Vec<Engine> = self
@@ -288,7 +303,22 @@ impl Publication<'_> {
                     warn!("no engine: left discovery");
                 }
             } else if complete && registration.is_none() {
-                registration = Some(self.register(&engines).await?);
+                match self.register(&engines).await {
+                    Ok(registered) => {
+                        registration = Some(registered);
+                        was_known = true;
+                        wait = REGISTER_AGAIN_FIRST;
+                    }
+                    Err(error) if !was_known => return Err(error),
+                    Err(error) => {
+                        let wait_s = wait.as_secs_f32();
+                        warn!(error = format!("{error:#}"), wait_s, "not in discovery");
+                        // A change of the engines need not wait.
+                        let _ = time::timeout(wait, changed.changed()).await;
+                        wait = (wait * 2).min(REGISTER_AGAIN_MOST);
+                        continue;
+                    }
+                }
             }
             if changed.changed().await.is_err() {
                 return Ok(());

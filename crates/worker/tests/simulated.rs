@@ -1,11 +1,21 @@
 //! A worker in this process, with simulated engines that dial in over vLLM's wire.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use async_trait::async_trait;
 
 use stator_common::{
     Card, Code,
     card::Role,
-    discovery::{Discovery, Event, Watch, mem::Mem},
+    discovery::{Discovery, DiscoveryError, Event, Registration, Watch, mem::Mem},
     drain::{self, Trigger},
     plane::tcp::{Client, ClientConfig, DeltaStream},
     proto::worker::{self, Delta, FinishReason},
@@ -57,13 +67,16 @@ fn model() -> tempfile::TempDir {
 
 impl Cluster {
     async fn start(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_in(Mem::default(), change).await
+    }
+
+    async fn start_in(discovery: impl Discovery, change: impl FnOnce(&mut Config)) -> Self {
         let model = model();
         let engine_port = ports::free_row(4);
         let mut config = config(model.path(), engine_port);
         change(&mut config);
-        let mem = Mem::default();
-        let watch = mem.watch().await.expect("watch");
-        let discovery = std::sync::Arc::new(mem);
+        let watch = discovery.watch().await.expect("watch");
+        let discovery = Arc::new(discovery);
         let worker = Worker::bind_in(config, Role::Agg, Telemetry::detached(), discovery)
             .await
             .expect("bind");
@@ -229,6 +242,45 @@ async fn an_engine_that_dies_takes_its_streams_along_and_the_next_one_is_welcome
     assert_eq!(cluster.card().await, card);
     let whole = outcome(&client, &request(1..9, 20)).await;
     assert_eq!(whole.tokens.len(), 20);
+}
+
+/// A place that takes the first registration, refuses the second, and takes all others.
+#[derive(Default)]
+struct Moody {
+    place: Mem,
+    registrations: AtomicU32,
+}
+
+#[async_trait]
+impl Discovery for Moody {
+    async fn register(&self, card: Card) -> Result<Registration, DiscoveryError> {
+        if self.registrations.fetch_add(1, Ordering::SeqCst) == 1 {
+            return Err(DiscoveryError::Io {
+                action: "write",
+                path: "/full".into(),
+                source: io::ErrorKind::StorageFull.into(),
+            });
+        }
+        self.place.register(card).await
+    }
+
+    async fn watch(&self) -> Result<Watch, DiscoveryError> {
+        self.place.watch().await
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_was_known_once_goes_on_trying_to_be_known_again() {
+    let mut cluster = Cluster::start_in(Moody::default(), |_| {}).await;
+    let dying = cluster.engine(0, "--sim-die-after-steps 20");
+    let card = cluster.card().await;
+    let client = cluster.client().await;
+    outcome(&client, &request(1..9, 4000)).await;
+    let gone = Some(Event::Gone(card.worker.clone()));
+    assert_eq!(cluster.watch.next().await, gone);
+    drop(dying);
+    let _next = cluster.engine(0, "--sim-speedup 0");
+    assert_eq!(cluster.card().await, card);
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Whose a registration is, so that the death of a process on this host shows before its lease ends.
 
-use std::fs;
-
 use serde::{Deserialize, Serialize};
+
+use crate::process::{host, start_of};
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,28 +28,5 @@ impl Owner {
     /// Says whether the process certainly does not run any more.
     pub(super) fn is_dead(&self) -> bool {
         !self.host.is_empty() && self.host == host() && start_of(self.pid) != Some(self.start)
-    }
-}
-
-/// Returns what makes pids unique: this boot and this pid namespace; empty where the system does not tell.
-pub(super) fn host() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    let namespace = fs::read_link("/proc/self/ns/pid");
-    match (boot, namespace) {
-        (Ok(boot), Ok(namespace)) => format!("{} {}", boot.trim(), namespace.display()),
-        _ => String::new(),
-    }
-}
-
-/// Returns when a process started, in clock ticks since boot; absent if it does not run (a zombie
-/// does not). Field 22 of `/proc/<pid>/stat`, proc(5).
-pub(super) fn start_of(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses and may hold anything.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace();
-    match fields.next()? {
-        "Z" | "X" => None,
-        _ => fields.nth(18)?.parse().ok(),
     }
 }

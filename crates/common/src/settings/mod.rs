@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use environment::Variables;
-pub use secret::Secret;
+pub use secret::{Secret, SecretError, plane_token};
 
 /// How workers are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]

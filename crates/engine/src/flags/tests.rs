@@ -134,3 +134,35 @@ fn the_python_is_found_before_anything_is_split() {
     assert_eq!(value("w --python=p"), Some("p".into()));
     assert_eq!(value("w --pythonic p -- --python q"), None);
 }
+
+#[test]
+fn a_flag_is_read_under_its_long_name_in_every_spelling_and_the_last_one_counts() {
+    let line = "--max_logprobs 5 --max-logp=40 -tp 2 -pp=3 -O3 -sc {} --enable-lora --no-enable-lora \
+                --reasoning-config.x 1 --skip-tok --of_a_plugin 7";
+    let args: Vec<String> = line.split_whitespace().map(String::from).collect();
+    let given = Given::read(&args);
+    for (name, value) in [
+        ("max-logprobs", "40"),
+        ("tensor-parallel-size", "2"),
+        ("pipeline-parallel-size", "3"),
+        ("optimization-level", "3"),
+        ("speculative-config", "{}"),
+        ("reasoning-config.x", "1"),
+        ("of-a-plugin", "7"),
+    ] {
+        assert_eq!(given.value(name), Some(value), "{name}");
+    }
+    assert!(given.has("reasoning-config") && given.has("skip-tokenizer-init"));
+    assert!(!given.has("enable-lora") && !given.has("spec-method"));
+}
+
+#[test]
+fn a_value_behind_an_equals_sign_may_have_blanks() {
+    let argument = r#"--override_generation_config={"top_k": 9}"#.to_owned();
+    let argv = ["worker".to_owned(), argument.clone()].map(OsString::from);
+    let split = split(argv, &own(), &EngineFlag::built_in()).expect("splits");
+    assert_eq!((split.engine, split.model), (vec![argument.clone()], None));
+    let args = [argument];
+    let value = Given::read(&args).value("override-generation-config");
+    assert_eq!(value, Some(r#"{"top_k": 9}"#));
+}

@@ -193,7 +193,8 @@ fn logprobs(sampling: &mut Sampling, limits: &Limits) -> Result<(), Invalid> {
     let vocabulary = i64::from(limits.vocab_size);
     let limit = match limits.max_logprobs {
         -1 => vocabulary,
-        limit => limit,
+        // More than there are tokens ends the engine, and vLLM's front end does not check.
+        limit => limit.min(vocabulary),
     };
     for (field, asked) in [
         ("logprobs", sampling.logprobs),

@@ -96,7 +96,7 @@ fn numbers_keep_to_vllms_ranges() {
 
 #[test]
 fn the_whole_vocabulary_of_log_probabilities_is_for_engines_that_allow_it() {
-    for (max_logprobs, ok) in [(-1, true), (100, true), (99, false)] {
+    for (max_logprobs, ok) in [(-1, true), (500, true), (100, true), (99, false)] {
         let limits = Limits {
             max_logprobs,
             ..limits()

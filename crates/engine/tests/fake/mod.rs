@@ -91,6 +91,13 @@ impl FakeEngine {
         let mut handshake = knock(port, 0, &status("HELLO")).await;
         let init = soon("init", handshake.recv()).await.expect("init");
         let addresses = addresses(&init.into_vec()[0]);
+        // A stranger finds the request socket first.
+        let mut stranger = dealer(7);
+        soon("input", stranger.connect(&addresses.input))
+            .await
+            .expect("connect");
+        let nonsense = ZmqMessage::from(Bytes::from_static(b"\xc1 nonsense"));
+        stranger.send(nonsense).await.expect("send");
         let mut engine = Self::connect(&addresses).await;
         engine.send_request_socket(encode_ready(ready)).await;
         let said = ZmqMessage::from(Bytes::from(status("READY")));

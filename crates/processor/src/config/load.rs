@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stator_common::settings::Secret;
+use stator_common::settings::{self, Secret, SecretError};
 
 use super::Config;
 use super::cli::{self, Cli};
@@ -41,6 +41,9 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
+    /// The file of the plane's token gives none.
+    #[error(transparent)]
+    PlaneToken(#[from] SecretError),
 }
 
 /// Loads the configuration: command line over environment over file over default.
@@ -68,10 +71,7 @@ pub fn load(
     if let Some(path) = config.api_key_file.clone() {
         config.api_key.extend(read_keys(&path)?);
     }
-    config.plane_token = match &config.plane_token_file {
-        Some(path) => read_keys(path)?.into_iter().next(),
-        None => environment("STATOR_PLANE_TOKEN").map(Secret::from),
-    };
+    config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), &environment)?;
     if config.api_key.iter().any(|key| key.reveal().is_empty()) {
         return Err(ConfigError::Contradiction("an api key is empty"));
     }
@@ -224,6 +224,12 @@ mod tests {
             load(&cli, no_environment),
             Err(ConfigError::NoKeys { .. })
         ));
+    }
+
+    #[test]
+    fn an_empty_plane_token_is_none() {
+        let environment = |name: &str| (name == "STATOR_PLANE_TOKEN").then(String::new);
+        assert_eq!(load(&cli(&[]), environment).unwrap().plane_token, None);
     }
 
     #[test]

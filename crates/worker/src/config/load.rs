@@ -8,7 +8,7 @@ use std::{
 use clap::FromArgMatches;
 use stator_common::{
     card::{self, Role},
-    settings::Secret,
+    settings::{self, SecretError},
 };
 
 use super::Config;
@@ -41,8 +41,8 @@ pub enum ConfigError {
     Attach(&'static str),
     #[error("--engine attach needs --engine-attach tcp://host:port")]
     NoAttach,
-    #[error("{0} holds no secret")]
-    EmptyToken(PathBuf),
+    #[error(transparent)]
+    Token(#[from] SecretError),
     #[error(
         "--host {0} is open to other machines: name a secret with --plane-token-file (or STATOR_PLANE_TOKEN), \
          or say --insecure-plane"
@@ -71,10 +71,7 @@ pub fn load(
     let mut config: Config = merged
         .try_into()
         .map_err(|error| ConfigError::Value(Box::new(error)))?;
-    config.plane_token = match &config.plane_token_file {
-        Some(path) => Some(read_token(path)?),
-        None => environment("STATOR_PLANE_TOKEN").map(Secret::from),
-    };
+    config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), environment)?;
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
     }
@@ -119,17 +116,6 @@ fn read_toml(path: &Path) -> Result<toml::Table, ConfigError> {
     })
 }
 
-fn read_token(path: &Path) -> Result<Secret, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    match text.trim() {
-        "" => Err(ConfigError::EmptyToken(path.to_owned())),
-        token => Ok(Secret::from(token)),
-    }
-}
-
 /// Turns variables into flags, so that both are parsed and refused alike.
 fn environment_settings(
     environment: &impl Fn(&str) -> Option<String>,
@@ -148,6 +134,8 @@ fn layer(settings: &Settings) -> Result<toml::Table, ConfigError> {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
+
+    use stator_common::settings::Secret;
 
     use super::*;
 
@@ -195,6 +183,12 @@ mod tests {
         assert_eq!(config.plane_token, Some(Secret::from("s3cret")));
         assert!(!to_toml(&config).unwrap().contains("s3cret"));
         assert!(!format!("{config:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn an_empty_token_is_none() {
+        let config = loaded("stator-agg /m --engine sim", &[("STATOR_PLANE_TOKEN", "")]);
+        assert_eq!(config.unwrap().plane_token, None);
     }
 
     #[test]

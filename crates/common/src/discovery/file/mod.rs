@@ -14,7 +14,8 @@ mod scan;
 mod tests;
 
 use std::{
-    env, fs,
+    env, fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -67,7 +68,7 @@ impl Files {
         } else {
             Ok(())
         };
-        let created = private.and_then(|()| fs::create_dir_all(&self.root));
+        let created = private.and_then(|()| create_unshared(&self.root));
         created.map_err(|source| DiscoveryError::Io {
             action: "use",
             path: self.root.clone(),
@@ -91,7 +92,7 @@ impl Discovery for Files {
         }
         self.create()?;
         let folder = self.root.join(&card.endpoint.namespace);
-        fs::create_dir_all(&folder).map_err(|source| DiscoveryError::Io {
+        create_unshared(&folder).map_err(|source| DiscoveryError::Io {
             action: "create",
             path: folder.clone(),
             source,
@@ -117,6 +118,29 @@ impl Discovery for Files {
         tokio::spawn(scan::follow(self.root.clone(), sender));
         Ok(Watch { events })
     }
+}
+
+/// Creates a folder that others may read but not write to, if it is missing.
+///
+/// # Errors
+/// Somebody else can write to it, who could then name workers of his own and be sent everybody's
+/// prompts.
+fn create_unshared(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)?;
+    let data = fs::metadata(path)?;
+    let (owner, mode) = (data.uid(), data.permissions().mode());
+    let trusted = [0, nix::unistd::Uid::effective().as_raw()].contains(&owner);
+    if trusted && mode & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "other users can write to it (owner {owner}, mode {:o}) and so be sent everybody's prompts: \
+         chmod -R go-w it, or name a folder of this user's own",
+        mode & 0o7777
+    )))
 }
 
 /// Returns the files of a folder that may be cards; none if it cannot be read.

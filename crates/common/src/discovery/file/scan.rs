@@ -27,7 +27,8 @@ pub(super) async fn follow(root: PathBuf, sender: mpsc::Sender<Event>) {
     let mut watcher = notify::recommended_watcher({
         let changed = changed.clone();
         move |event: notify::Result<notify::Event>| {
-            // Renewing a lease is no change; reading the folder must not cause reading the folder.
+            // Reading the folder must not cause reading the folder. A renewed lease does: its time is
+            // what the scan looks at.
             if event.is_ok_and(|event| !event.kind.is_access()) {
                 changed.notify_one();
             }

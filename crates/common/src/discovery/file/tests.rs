@@ -1,11 +1,8 @@
 use super::*;
 use crate::{
-    discovery::{
-        Event,
-        owner::{host, start_of},
-        tests::card,
-    },
+    discovery::{Event, tests::card},
     ids::WorkerId,
+    process::{host, start_of},
 };
 
 fn gone(worker: &str) -> Option<Event> {
@@ -105,4 +102,25 @@ async fn a_name_that_leaves_the_folder_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let result = Files::new(root.path()).register(card("../a")).await;
     assert!(matches!(result.err(), Some(DiscoveryError::Name(_))));
+}
+
+#[tokio::test]
+async fn a_folder_that_others_can_write_to_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let root = parent.path().join("discovery");
+    let files = Files::new(&root);
+    // One that was made here is not.
+    let registration = files.register(card("a")).await.unwrap();
+    drop(registration);
+    for shared in [&root, &root.join("test")] {
+        for mode in [0o775, 0o757, 0o1777] {
+            fs::set_permissions(shared, fs::Permissions::from_mode(mode)).unwrap();
+            let refused = files.register(card("a")).await.err().unwrap();
+            assert!(refused.to_string().contains("chmod"), "{refused}");
+        }
+        if shared == &root {
+            assert!(files.watch().await.is_err());
+        }
+        fs::set_permissions(shared, fs::Permissions::from_mode(0o755)).unwrap();
+    }
 }

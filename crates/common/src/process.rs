@@ -1,0 +1,27 @@
+//! What names a process for good, where pids are reused and mean something only within one boot and one pid
+//! namespace.
+
+use std::fs;
+
+/// Returns what makes pids unique: this boot and this pid namespace; empty where the system does not tell.
+pub fn host() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let namespace = fs::read_link("/proc/self/ns/pid");
+    match (boot, namespace) {
+        (Ok(boot), Ok(namespace)) => format!("{} {}", boot.trim(), namespace.display()),
+        _ => String::new(),
+    }
+}
+
+/// Returns when a process started, in clock ticks since boot; absent if it does not run (a zombie
+/// does not). Field 22 of `/proc/<pid>/stat`, proc(5).
+pub fn start_of(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses and may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    match fields.next()? {
+        "Z" | "X" => None,
+        _ => fields.nth(18)?.parse().ok(),
+    }
+}
