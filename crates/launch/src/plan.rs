@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
+
 use crate::cli::{Engine, Up};
 
 /// One process to start.
@@ -36,10 +38,15 @@ pub(crate) fn process_count(up: &Up) -> usize {
 }
 
 /// Lays out the processor and `up.workers` aggregated workers.
-pub(crate) fn processes(up: &Up, model: &str, layout: &Layout<'_>) -> Vec<Spec> {
+///
+/// # Errors
+/// There are not enough ports for engines to attach at.
+pub(crate) fn processes(up: &Up, model: &str, layout: &Layout<'_>) -> Result<Vec<Spec>> {
     let mut all = vec![processor(up, layout)];
-    all.extend((0..up.workers).map(|i| agg(up, model, layout, i)));
-    all
+    for index in 0..up.workers {
+        all.push(agg(up, model, layout, index)?);
+    }
+    Ok(all)
 }
 
 fn processor(up: &Up, layout: &Layout<'_>) -> Spec {
@@ -66,7 +73,7 @@ fn processor(up: &Up, layout: &Layout<'_>) -> Spec {
     }
 }
 
-fn agg(up: &Up, model: &str, layout: &Layout<'_>, index: u16) -> Spec {
+fn agg(up: &Up, model: &str, layout: &Layout<'_>, index: u16) -> Result<Spec> {
     let name = format!("agg-{index}");
     let system_port = layout.system_ports[1 + usize::from(index)];
     let mut args = common_args(up, layout, system_port);
@@ -77,24 +84,32 @@ fn agg(up: &Up, model: &str, layout: &Layout<'_>, index: u16) -> Spec {
     push(&mut args, "--run-dir", layout.dir.join(&name));
     match up.engine {
         Engine::Vllm | Engine::Sim => push(&mut args, "--engine", up.engine.as_flag()),
-        Engine::Attach => push(
-            &mut args,
-            "--engine-attach",
-            format!("tcp://127.0.0.1:{}", up.attach_port + index),
-        ),
+        Engine::Attach => {
+            let port = up.attach_port.checked_add(index).with_context(|| {
+                format!(
+                    "--attach-port {} leaves no port for worker {index} of {}",
+                    up.attach_port, up.workers
+                )
+            })?;
+            push(
+                &mut args,
+                "--engine-attach",
+                format!("tcp://127.0.0.1:{port}"),
+            );
+        }
     }
     if up.engine_keep {
         args.push("--engine-keep".into());
     }
     args.extend(up.worker_args.iter().map(OsString::from));
-    Spec {
+    Ok(Spec {
         name,
         role: "agg",
         program: layout.bin.join("stator-agg"),
         args,
         env: Vec::new(),
         system_port,
-    }
+    })
 }
 
 fn common_args(up: &Up, layout: &Layout<'_>, system_port: u16) -> Vec<OsString> {
@@ -123,6 +138,10 @@ mod tests {
     use crate::cli::{Cli, Command};
 
     fn plan(line: &str) -> Vec<Spec> {
+        try_plan(line).unwrap()
+    }
+
+    fn try_plan(line: &str) -> Result<Vec<Spec>> {
         let Command::Up(up) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
             panic!("not `up`: {line}");
         };
@@ -166,5 +185,7 @@ mod tests {
     fn attached_engines_dial_one_port_per_worker() {
         let all = plan("stator up m --workers 2 --engine attach --attach-port 4000");
         assert!(line(&all[2]).contains("--engine-attach tcp://127.0.0.1:4001"));
+        let error = try_plan("stator up m --workers 2 --engine attach --attach-port 65535");
+        assert!(error.unwrap_err().to_string().contains("65535"));
     }
 }

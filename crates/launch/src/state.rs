@@ -2,16 +2,20 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use stator_common::scratch;
 
 /// A topology that runs, as written by its launcher.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Topology {
     pub(crate) name: String,
     pub(crate) launcher_pid: u32,
+    /// When it started, as [`started`] says: another process may have its pid later.
+    #[serde(default)]
+    pub(crate) launcher_started: Option<u64>,
     pub(crate) model: String,
     /// Base URL of the OpenAI API.
     pub(crate) url: String,
@@ -33,25 +37,33 @@ pub(crate) struct Process {
 /// Returns the folder that holds all topologies of this user, created with mode 0700.
 ///
 /// # Errors
-/// When the folder exists and belongs to somebody else: its files would decide which processes
-/// we talk to.
+/// When somebody else can write to the folder: its files decide which processes we talk to.
 pub(crate) fn root(given: Option<&Path>) -> io::Result<PathBuf> {
-    let uid = nix::unistd::getuid();
-    let root = match given {
-        Some(dir) => dir.to_path_buf(),
-        None => std::env::temp_dir().join(format!("stator-{uid}")),
+    let Some(root) = given else {
+        scratch::create()?;
+        return Ok(scratch::path());
     };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&root)?;
-    if fs::metadata(&root)?.uid() != uid.as_raw() {
+        .create(root)?;
+    let data = fs::metadata(root)?;
+    let ours = data.uid() == nix::unistd::Uid::effective().as_raw();
+    if !ours || data.permissions().mode() & 0o022 != 0 {
         return Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            format!("{} belongs to another user", root.display()),
+            format!("others than this user can write to {}", root.display()),
         ));
     }
-    Ok(root)
+    Ok(root.to_path_buf())
+}
+
+/// Returns when a process started, in clock ticks since the machine did; absent if there is none.
+pub(crate) fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything; `starttime` is the 22nd field and the 20th after it (proc(5)).
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 impl Topology {
@@ -71,8 +83,8 @@ impl Topology {
     pub(crate) fn load(dir: &Path) -> Option<Topology> {
         let bytes = fs::read(dir.join("topology.json")).ok()?;
         let topology: Topology = serde_json::from_slice(&bytes).ok()?;
-        let alive = Path::new(&format!("/proc/{}", topology.launcher_pid)).exists();
-        alive.then_some(topology)
+        let alive = started(topology.launcher_pid)?;
+        (topology.launcher_started == Some(alive)).then_some(topology)
     }
 
     /// Reads every live topology under `root`, sorted by name.
@@ -96,6 +108,7 @@ mod tests {
         Topology {
             name: "t".into(),
             launcher_pid: pid,
+            launcher_started: started(pid),
             model: "m".into(),
             url: "http://127.0.0.1:8000".into(),
             processes: vec![],
@@ -114,5 +127,18 @@ mod tests {
         let found = Topology::load_all(root.path());
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].launcher_pid, std::process::id());
+        // Another process with the pid of a launcher that ended.
+        let mut reused = topology(std::process::id());
+        reused.launcher_started = reused.launcher_started.map(|ticks| ticks - 1);
+        reused.save(&live).unwrap();
+        assert!(Topology::load_all(root.path()).is_empty());
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_holds_no_topologies() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(root(Some(dir.path())).is_ok());
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(root(Some(dir.path())).is_err());
     }
 }

@@ -21,8 +21,10 @@ use crate::table::Table;
 
 /// How often the table is refreshed: often enough to look alive, cheap enough to forget.
 const REFRESH: Duration = Duration::from_millis(500);
-/// Beyond the drain's own grace: what a process needs to say goodbye.
+/// Beyond the drain's own grace: what a processor needs to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// The same for a worker, which itself gives its engine 10 s to end (`stator-engine`'s `shutdown`).
+const WORKERS_GOODBYE: Duration = Duration::from_secs(15);
 /// Lines of a dead child that the error repeats.
 const LAST_WORDS: usize = 15;
 
@@ -56,7 +58,7 @@ pub(crate) async fn run(up: &Up) -> Result<()> {
     let mut interrupts = Interrupts::listen()?;
     let (lines, mut printed) = mpsc::channel(256);
     let mut running = Running::default();
-    let specs = plan::processes(up, &model, &layout);
+    let specs = plan::processes(up, &model, &layout)?;
     let names: Vec<String> = specs.iter().map(|s| s.name.clone()).collect();
     for spec in specs {
         let child = Child::start(spec, &dir, lines.clone())?;
@@ -96,6 +98,7 @@ impl Running {
         Topology {
             name: up.name.clone(),
             launcher_pid: std::process::id(),
+            launcher_started: state::started(std::process::id()),
             model: model.to_owned(),
             url: url(up),
             processes: self
@@ -178,7 +181,7 @@ impl Running {
 
     /// Drains the processor first, so that what runs can finish, then the workers.
     ///
-    /// A second interrupt, or the end of the grace period, kills what is left.
+    /// Each stage has a grace period of its own. Its end, or a second interrupt, kills what is left.
     async fn drain(
         &mut self,
         up: &Up,
@@ -187,10 +190,14 @@ impl Running {
         interrupts: &mut Interrupts,
     ) -> Result<()> {
         table.print("draining; a second Ctrl-C ends at once");
-        let deadline = Instant::now() + up.drain_grace + GOODBYE;
         let mut failed = Vec::new();
         let workers = self.children.split_off(1.min(self.children.len()));
-        for mut stage in [std::mem::take(&mut self.children), workers] {
+        let stages = [
+            (std::mem::take(&mut self.children), GOODBYE),
+            (workers, WORKERS_GOODBYE),
+        ];
+        for (mut stage, goodbye) in stages {
+            let deadline = Instant::now() + up.drain_grace + goodbye;
             for child in &stage {
                 child.signal(Signal::SIGTERM);
             }
@@ -305,7 +312,8 @@ fn attach_hint(up: &Up, model: &str) -> String {
     for i in 0..up.workers {
         text.push_str(&format!(
             "\n  vllm serve {model} --headless --data-parallel-address 127.0.0.1 --data-parallel-rpc-port {} --data-parallel-size-local 1",
-            up.attach_port + i
+            // The plan was laid out with the same ports.
+            up.attach_port.saturating_add(i)
         ));
     }
     text

@@ -20,6 +20,7 @@ use stator_common::drain::Drain;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::openai::prompt::LongWork;
 use crate::server::{HttpCounters, Keys};
 
 pub use server::{BindError, Processor};
@@ -36,6 +37,7 @@ pub struct App {
     pub drain: Drain,
     pub(crate) keys: Keys,
     pub(crate) http: HttpCounters,
+    pub(crate) long_work: LongWork,
 }
 
 impl App {
@@ -55,6 +57,7 @@ impl App {
             drain,
             keys,
             http,
+            long_work: LongWork::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::App;
 use crate::models::Model;
 use crate::openai::chat::{Rendering, render, types::Tool};
-use crate::openai::prompt::{self, Prompt, Rules};
+use crate::openai::prompt::{Prompt, Rules};
 use crate::openai::{ApiError, common, request};
 use crate::server::RequestBody;
 
@@ -50,11 +50,11 @@ async fn tokenize(
     State(app): State<Arc<App>>,
     RequestBody(body): RequestBody,
 ) -> Result<Json<Tokenized>, ApiError> {
-    let request: TokenizeRequest = request::parse(&body)?;
+    let bytes = body.len();
+    let request: TokenizeRequest = request::read(body, &app.long_work).await?;
     let model = common::model(&app, request.model.as_deref())?;
     let named = request.return_token_strs == Some(true);
-    let trusted = app.config.trust_request_chat_template;
-    let prompt = prompt_of(request, body.len(), &model, trusted).await?;
+    let prompt = prompt_of(request, bytes, &model, &app).await?;
     let name = |token: &u32| {
         model
             .assets
@@ -74,13 +74,14 @@ async fn prompt_of(
     request: TokenizeRequest,
     bytes: usize,
     model: &Arc<Model>,
-    trusted: bool,
+    app: &App,
 ) -> Result<Prompt, ApiError> {
     match (request.prompt, request.messages) {
         (Some(text), None) => {
             let rules = Rules::unlimited("prompt", request.add_special_tokens.unwrap_or(true));
             let model = Arc::clone(model);
-            prompt::work(bytes, move || rules.tokenize(&model.assets.tokenizer, text)).await
+            let work = move || rules.tokenize(&model.assets.tokenizer, text);
+            app.long_work.run(bytes, work).await
         }
         (None, Some(messages)) => {
             let rules = Rules::unlimited("messages", request.add_special_tokens.unwrap_or(false));
@@ -94,7 +95,7 @@ async fn prompt_of(
                 kwargs: request.chat_template_kwargs,
                 chat_template: request.chat_template,
             };
-            render(model, rendering, rules, bytes, trusted).await
+            render(model, rendering, rules, bytes, app).await
         }
         (None, None) => Err(ApiError::invalid("prompt", "prompt or messages is missing")),
         (Some(_), Some(_)) => Err(ApiError::invalid(
@@ -121,7 +122,8 @@ async fn detokenize(
     State(app): State<Arc<App>>,
     RequestBody(body): RequestBody,
 ) -> Result<Json<Detokenized>, ApiError> {
-    let request: DetokenizeRequest = request::parse(&body)?;
+    let bytes = body.len();
+    let request: DetokenizeRequest = request::read(body, &app.long_work).await?;
     let model = common::model(&app, request.model.as_deref())?;
     let tokenizer = &model.assets.tokenizer;
     if let Some(token) = request
@@ -134,9 +136,7 @@ async fn detokenize(
             format!("token id {token} is out of vocabulary"),
         ));
     }
-    let prompt = prompt::work(body.len(), move || {
-        Ok(model.assets.tokenizer.decode(&request.tokens, false)?)
-    })
-    .await?;
+    let work = move || Ok(model.assets.tokenizer.decode(&request.tokens, false)?);
+    let prompt = app.long_work.run(bytes, work).await?;
     Ok(Json(Detokenized { prompt }))
 }

@@ -102,7 +102,8 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", help_heading = "Access")]
     api_key_file: Option<PathBuf>,
 
-    /// Asks for a key at /metrics and /workers too [default: false].
+    /// Asks for a key at /metrics and /workers too, where there are keys; the system routes never do [default:
+    /// true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
           help_heading = "Access")]
     metrics_auth: Option<bool>,

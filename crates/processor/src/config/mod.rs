@@ -39,7 +39,8 @@ pub struct Config {
     pub api_key: Vec<Secret>,
     /// File with further keys, one per line.
     pub api_key_file: Option<PathBuf>,
-    /// Whether /metrics and /workers ask for a key as well. Default false.
+    /// Whether /metrics and /workers ask for a key as well, where there are keys. Default true: they show
+    /// internal addresses, and scrapers have the system routes.
     pub metrics_auth: bool,
     /// Threads that serve connections. 0, the default: one per eight cores, at least one. A thread serves some
     /// ten thousand requests or hundreds of thousands of tokens per second; more of them than needed
@@ -90,7 +91,7 @@ impl Default for Config {
             tls_key_path: None,
             api_key: Vec::new(),
             api_key_file: None,
-            metrics_auth: false,
+            metrics_auth: true,
             threads: 0,
             max_body_bytes: 64 << 20,
             header_timeout: Duration::from_secs(15),

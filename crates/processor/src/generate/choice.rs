@@ -11,7 +11,7 @@ use stator_text::{End, OutputText, TokenizerError};
 
 use crate::models::Model;
 use crate::openai::ApiError;
-use crate::pool::{Attempt, DispatchError};
+use crate::pool::{ABORTED, Attempt, DispatchError};
 
 /// What a delta adds to a choice. Its text goes where the caller says.
 #[derive(Debug, Default, PartialEq)]
@@ -41,7 +41,6 @@ pub(crate) struct Finish {
 pub(crate) enum Reason {
     Stop,
     Length,
-    Abort,
     Repetition,
 }
 
@@ -51,7 +50,6 @@ impl Reason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
-            Self::Abort => "abort",
             Self::Repetition => "repetition",
         }
     }
@@ -85,7 +83,7 @@ impl Choice {
     /// - `constraint`: the field that asks for a form of answer, where one does.
     pub(crate) fn new(
         model: Arc<Model>,
-        request: GenerateRequest,
+        request: Arc<GenerateRequest>,
         text: OutputText,
         constraint: Option<&'static str>,
     ) -> Self {
@@ -115,10 +113,11 @@ impl Choice {
         Poll::Ready(ready!(attempt.poll_next(cx)).ok_or_else(lost))
     }
 
-    /// Names the request's own field where the worker blames the constraint, which it knows under one name only.
+    /// Names the request's own field where the worker blames what it knows under another name.
     fn blame(&self, error: ApiError) -> ApiError {
-        match self.constraint {
-            Some(field) if error.param() == Some("structured_outputs") => error.with_param(field),
+        match (error.param(), self.constraint) {
+            (Some("structured_outputs"), Some(field)) => error.with_param(field),
+            (Some("extra_args"), _) => error.with_param("vllm_xargs"),
             _ => error,
         }
     }
@@ -130,7 +129,8 @@ impl Choice {
             FinishReason::Unspecified => None,
             FinishReason::Stop => Some(Reason::Stop),
             FinishReason::Length => Some(Reason::Length),
-            FinishReason::Abort => Some(Reason::Abort),
+            // No end that a client could be told: its answer is not all there.
+            FinishReason::Abort => return Err(ApiError::new(Code::Unavailable, ABORTED)),
             FinishReason::Repetition => Some(Reason::Repetition),
             FinishReason::Error => {
                 let unknown =
@@ -149,7 +149,7 @@ impl Choice {
         let end = match reason {
             None => End::Not,
             Some(Reason::Stop) => End::StopToken,
-            Some(Reason::Length | Reason::Abort | Reason::Repetition) => End::Other,
+            Some(Reason::Length | Reason::Repetition) => End::Other,
         };
         let mut stop = delta.stop_token_id.map(Stop::Token);
         let pushed = self.text.push(&piece.tokens, end, out)?;

@@ -60,6 +60,14 @@ pub enum NoModel {
     /// A worker serves it, but its tokenizer and template are still being fetched.
     #[error("the model `{0}` is still being loaded")]
     Loading(String),
+    /// A worker serves it, but its files cannot be used: waiting does not help.
+    #[error("the model `{name}` cannot be served: {reason}")]
+    Failed {
+        /// As asked for.
+        name: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl NoModel {
@@ -68,6 +76,7 @@ impl NoModel {
         match self {
             Self::Unknown(_) => Code::NotFound,
             Self::Loading(_) => Code::Unavailable,
+            Self::Failed { .. } => Code::Internal,
         }
     }
 }
@@ -97,6 +106,8 @@ struct Snapshot {
     models: Vec<Arc<Model>>,
     /// Names of models that are still being loaded.
     loading: HashSet<String>,
+    /// Names of models that cannot be loaded, and why.
+    failed: HashMap<String, String>,
     unused: Vec<Unused>,
 }
 
@@ -115,7 +126,13 @@ impl Models {
         match snapshot.by_name.get(name) {
             Some(model) => Ok(Arc::clone(model)),
             None if snapshot.loading.contains(name) => Err(NoModel::Loading(name.to_owned())),
-            None => Err(NoModel::Unknown(name.to_owned())),
+            None => Err(match snapshot.failed.get(name) {
+                Some(reason) => NoModel::Failed {
+                    name: name.to_owned(),
+                    reason: reason.clone(),
+                },
+                None => NoModel::Unknown(name.to_owned()),
+            }),
         }
     }
 

@@ -292,7 +292,10 @@ impl Registry {
                         .extend(unused(group, "its model is still being loaded"));
                 }
                 GroupState::Failed(reason) => {
-                    snapshot.loading.extend(group.model.names.iter().cloned());
+                    let names = group.model.names.iter();
+                    snapshot
+                        .failed
+                        .extend(names.map(|name| (name.clone(), reason.clone())));
                     snapshot.unused.extend(unused(group, reason));
                 }
             }

@@ -24,6 +24,12 @@ use crate::server::RequestId;
 /// Characters of a cache salt (vLLM's `_MAX_CACHE_SALT_LENGTH`; longer ones do not fit downstream caches).
 const MAX_SALT: usize = 128;
 
+/// Characters of a request's id, its prefix included (`stator-engine`'s limit).
+const MAX_ID: usize = 512;
+/// Bytes that all choices of a request may take together on their way to the workers: as much as 32 prompts of
+/// two million tokens.
+const MAX_CHOICE_BYTES: usize = 256 << 20;
+
 /// Returns the model that a request names; without a name, the only one there is.
 ///
 /// # Errors
@@ -164,6 +170,8 @@ pub(crate) struct Common {
     reasoning_ended: Option<bool>,
     /// The field that a constraint came from, if there is one.
     constraint: &'static str,
+    /// Bytes that further choices may take.
+    room: usize,
 }
 
 impl Common {
@@ -171,8 +179,19 @@ impl Common {
     ///
     /// # Errors
     /// A field is out of range.
-    pub(crate) fn new(shared: &Shared, head: &Head, headers: &HeaderMap) -> Result<Self, ApiError> {
+    pub(crate) fn new(
+        shared: &Shared,
+        head: &Head,
+        headers: &HeaderMap,
+        model: &Model,
+    ) -> Result<Self, ApiError> {
         sampling::refuse_unsupported(shared)?;
+        if head.id.len() > MAX_ID || head.id.contains(char::is_control) {
+            let message = format!(
+                "request_id must be shorter than {MAX_ID} bytes, without control characters"
+            );
+            return Err(ApiError::invalid("request_id", message));
+        }
         let priority = shared.priority.map_or(0, |Int(priority)| priority);
         let priority = i32::try_from(priority).map_err(|_| {
             ApiError::invalid(
@@ -180,9 +199,6 @@ impl Common {
                 format!("priority must fit 32 bits, got {priority}"),
             )
         })?;
-        let rank = headers
-            .get("x-data-parallel-rank")
-            .and_then(|rank| rank.to_str().ok());
         let traces = ["traceparent", "tracestate"]
             .into_iter()
             .filter_map(|name| {
@@ -198,7 +214,8 @@ impl Common {
             n: sampling::choices(shared)?,
             priority,
             cache_salt: cache_salt(shared)?,
-            dp_rank: rank.and_then(|rank| rank.parse().ok()),
+            dp_rank: dp_rank(headers, model)?,
+            room: MAX_CHOICE_BYTES,
             trace_headers: traces.collect(),
             stop: sampling::stop_strings(shared)?.to_vec(),
             include_stop: shared.include_stop_str_in_output.unwrap_or(false),
@@ -232,9 +249,9 @@ impl Common {
     /// Returns the choices of one prompt, not begun.
     ///
     /// # Errors
-    /// A stop string is empty.
+    /// A stop string is empty, or the choices are too large together.
     pub(crate) fn choices(
-        &self,
+        &mut self,
         model: &Arc<Model>,
         prompt: &Prompt,
         sampling: &Sampling,
@@ -250,15 +267,17 @@ impl Common {
             reasoning_ended: self.reasoning_ended,
             ..GenerateRequest::default()
         };
+        self.take_room(&request)?;
+        let request = Arc::new(request);
         let tokenizer = &model.assets.tokenizer;
         let choice = |i: usize| {
-            let mut request = request.clone();
-            if let Some(Sampling {
-                seed: Some(seed), ..
-            }) = &mut request.sampling
-            {
-                // Choices with the same seed would be the same.
-                *seed = seed.wrapping_add(i as i64);
+            let mut request = Arc::clone(&request);
+            if i > 0 && sampling.seed.is_some() {
+                let sampling = Arc::make_mut(&mut request).sampling.as_mut();
+                if let Some(seed) = sampling.and_then(|sampling| sampling.seed.as_mut()) {
+                    // Choices with the same seed would be the same.
+                    *seed = seed.wrapping_add(i as i64);
+                }
             }
             let min_tokens = sampling.min_tokens as usize;
             let stop = StopStrings::new(self.stop.clone(), self.include_stop, min_tokens)
@@ -272,6 +291,54 @@ impl Common {
             Ok(Choice::new(Arc::clone(model), request, text, constraint))
         };
         (0..self.n).map(choice).collect()
+    }
+
+    /// Counts what the choices of one prompt take: the same request as often as there are choices.
+    fn take_room(&mut self, request: &GenerateRequest) -> Result<(), ApiError> {
+        let sampling = request.sampling.as_ref();
+        let sampled = sampling.map_or(0, |sampling| {
+            let constraint = sampling.structured_outputs.as_ref();
+            let constraint = constraint.and_then(|outputs| outputs.constraint.as_ref());
+            sampling.extra_args_json.len()
+                + constraint.map_or(0, structured::size)
+                + size_of::<u32>()
+                    * (sampling.allowed_token_ids.len() + sampling.stop_token_ids.len())
+                + size_of::<(u32, f32)>() * sampling.logit_bias.len()
+        });
+        let bytes = self.n * (request.prompt_tokens.len() + sampled);
+        match self.room.checked_sub(bytes) {
+            Some(room) => {
+                self.room = room;
+                Ok(())
+            }
+            None => Err(ApiError::invalid(
+                "n",
+                format!(
+                    "n={}: the choices would take more than {MAX_CHOICE_BYTES} bytes",
+                    self.n
+                ),
+            )),
+        }
+    }
+}
+
+/// Reads the header that chooses a data-parallel rank.
+fn dp_rank(headers: &HeaderMap, model: &Model) -> Result<Option<u32>, ApiError> {
+    let name = "x-data-parallel-rank";
+    let Some(value) = headers.get(name) else {
+        return Ok(None);
+    };
+    let ranks = model.card.dp_size.max(1);
+    let rank = value
+        .to_str()
+        .ok()
+        .and_then(|rank| rank.trim().parse().ok());
+    match rank.filter(|&rank| rank < ranks) {
+        Some(rank) => Ok(Some(rank)),
+        None => {
+            let message = format!("{name} must be a number below {ranks}, got {value:?}");
+            Err(ApiError::invalid(name, message))
+        }
     }
 }
 

@@ -1,8 +1,12 @@
 //! From what a client sent to the tokens of a prompt.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use stator_common::Code;
 use stator_text::Tokenizer;
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::error::ApiError;
 use super::request::{Int, Shared, Side};
@@ -10,6 +14,10 @@ use super::sampling::Limits;
 
 /// Bytes of text from which work on it leaves the async threads: tokenizing 16 KiB takes about 2 ms.
 pub(crate) const LONG: usize = 16 << 10;
+
+/// Long prompts and bodies that are worked on or wait for it, at most. With a few threads at some milliseconds
+/// each the last of them waits about a second.
+const MAX_WAITING: usize = 256;
 
 /// Bytes that the longest token of any vocabulary surely has; more text than this per token of context is
 /// refused before it is tokenized.
@@ -165,19 +173,51 @@ impl Rules {
     }
 }
 
-/// Does work on `bytes` of text: at once, or on a thread for such work when it would take long.
-///
-/// # Errors
-/// Those of the work.
-pub(crate) async fn work<T: Send + 'static>(
-    bytes: usize,
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    if bytes <= LONG {
-        return work();
+/// The work on long prompts and bodies, which has threads of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct LongWork {
+    places: Arc<Semaphore>,
+}
+
+impl Default for LongWork {
+    fn default() -> Self {
+        Self::new(MAX_WAITING)
     }
-    let lost = |error| ApiError::new(Code::Internal, format!("prepare the prompt: {error}"));
-    tokio::task::spawn_blocking(work).await.map_err(lost)?
+}
+
+impl LongWork {
+    /// Returns the work with `places` for what runs or waits.
+    fn new(places: usize) -> Self {
+        let places = Arc::new(Semaphore::new(places));
+        Self { places }
+    }
+
+    /// Does work on `bytes` of text: at once, or on a thread for such work when it would take long.
+    ///
+    /// Work that waits for a thread when the future is dropped is not begun.
+    ///
+    /// # Errors
+    /// Those of the work, or too much of it waits already.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if bytes <= LONG {
+            return work();
+        }
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let message = "too many long requests wait to be read";
+            return Err(ApiError::new(Code::Overloaded, message));
+        };
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(place);
+            done
+        });
+        let lost = |error| ApiError::new(Code::Internal, format!("prepare the prompt: {error}"));
+        AbortOnDropHandle::new(done).await.map_err(lost)?
+    }
 }
 
 #[cfg(test)]
@@ -244,5 +284,47 @@ mod tests {
             text: None,
         };
         assert_eq!(prompt.to_bytes(), [1, 0, 0, 0, 0, 1, 0, 0].as_slice());
+    }
+
+    #[tokio::test]
+    async fn long_work_beyond_its_places_is_refused_and_frees_its_place() {
+        let work = LongWork::new(1);
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let first = work.clone();
+        let first =
+            tokio::spawn(async move { first.run(LONG + 1, move || Ok(wait.recv().is_ok())).await });
+        while work.places.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let refused = work.run(LONG + 1, || Ok(())).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Overloaded);
+        assert!(
+            work.run(LONG, || Ok(())).await.is_ok(),
+            "short work has no queue"
+        );
+        go.send(()).unwrap();
+        assert!(first.await.unwrap().unwrap());
+        assert!(work.run(LONG + 1, || Ok(())).await.is_ok());
+    }
+
+    #[test]
+    fn long_work_that_nobody_waits_for_is_not_begun() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let work = LongWork::new(2);
+            let (go, wait) = std::sync::mpsc::channel::<()>();
+            let mut first = Box::pin(work.run(LONG + 1, move || Ok(wait.recv().is_ok())));
+            assert!(futures::poll!(&mut first).is_pending());
+            let (begun, was_begun) = std::sync::mpsc::channel();
+            let mut second = Box::pin(work.run(LONG + 1, move || Ok(begun.send(()))));
+            assert!(futures::poll!(&mut second).is_pending());
+            drop(second);
+            go.send(()).unwrap();
+            assert!(first.await.unwrap());
+            assert!(was_begun.recv().is_err());
+        });
     }
 }

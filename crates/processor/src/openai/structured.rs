@@ -12,6 +12,8 @@ use crate::openai::request::{ResponseFormat, Shared};
 
 /// Levels of objects and arrays that a schema may nest (vLLM's `MAX_STRUCTURED_OUTPUT_JSON_NESTING`).
 const MAX_NESTING: usize = 64;
+/// Bytes of a constraint: no grammar compiler is done with more in a time that anybody would wait.
+const MAX_BYTES: usize = 1 << 20;
 /// Further levels that a structural tag may add around its schemas (`STRUCTURAL_TAG_WRAPPER_NESTING`).
 const TAG_NESTING: usize = 16;
 
@@ -88,6 +90,8 @@ pub(crate) fn constraint(shared: &Shared) -> Result<Option<StructuredOutputs>, A
     let Some((name, constraint)) = found.0 else {
         return Ok(None);
     };
+    let pattern = options.and_then(|options| options.whitespace_pattern.as_ref());
+    check_size(name, &constraint, pattern.map_or(0, String::len))?;
     check(name, &constraint)?;
     Ok(Some(StructuredOutputs {
         constraint: Some(constraint),
@@ -142,6 +146,39 @@ impl Found {
 
 fn choice(values: Vec<String>) -> Constraint {
     Constraint::Choice(StringList { values })
+}
+
+/// Refuses a constraint that is too large, with `more` bytes that go with it.
+///
+/// # Errors
+/// [`Code::InvalidRequest`](stator_common::Code::InvalidRequest), naming the field.
+pub(crate) fn check_size(
+    name: &'static str,
+    constraint: &Constraint,
+    more: usize,
+) -> Result<(), ApiError> {
+    let bytes = size(constraint) + more;
+    if bytes <= MAX_BYTES {
+        return Ok(());
+    }
+    let message = format!("{name}: a constraint can have {MAX_BYTES} bytes at most, got {bytes}");
+    Err(ApiError::invalid(name, message))
+}
+
+/// Returns the bytes of a constraint.
+pub(crate) fn size(constraint: &Constraint) -> usize {
+    match constraint {
+        Constraint::Json(text)
+        | Constraint::Regex(text)
+        | Constraint::Grammar(text)
+        | Constraint::StructuralTag(text) => text.len(),
+        // A string in a list has a head of its own in memory.
+        Constraint::Choice(StringList { values }) => values
+            .iter()
+            .map(|value| value.len() + size_of::<String>())
+            .sum(),
+        Constraint::JsonObject(_) => 0,
+    }
 }
 
 fn check(name: &'static str, constraint: &Constraint) -> Result<(), ApiError> {

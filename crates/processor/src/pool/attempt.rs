@@ -13,6 +13,9 @@ use stator_router::Booking;
 
 use super::{DispatchError, Target, Worker};
 
+/// What a client is told of an answer that the engine gave up.
+pub(crate) const ABORTED: &str = "the engine aborted the request";
+
 /// A request whose worker is chosen and whose load is booked there; not sent yet.
 pub(super) struct Booked {
     target: Arc<Target>,
@@ -61,6 +64,11 @@ impl Booked {
         let first = attempt.next().await;
         match first {
             Some(delta) if delta.finish == FinishReason::Error as i32 => Err(refusal(delta)),
+            Some(delta) if delta.finish == FinishReason::Abort as i32 => Err(DispatchError {
+                code: Code::Unavailable,
+                message: ABORTED.to_owned(),
+                field: None,
+            }),
             Some(delta) => {
                 attempt.target.worker.answered();
                 attempt.first = Some(delta);

@@ -20,6 +20,7 @@ use stator_common::{Code, WorkerId};
 use stator_router::{Candidate, Measure, Policy, Router};
 use tracing::debug;
 
+pub(crate) use attempt::ABORTED;
 pub use attempt::Attempt;
 pub use worker::{Availability, Target, Worker};
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
@@ -22,8 +23,9 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
 /// Describes one model; its name may contain slashes.
 pub(super) async fn one(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(name) = name.map_err(|error| ApiError::invalid("model", error.body_text()))?;
     match app.models.find(&name) {
         Ok(model) => Ok(Json(entry(&name, &model))),
         Err(error) => Err(ApiError::new(error.code(), error.to_string()).with_param("model")),

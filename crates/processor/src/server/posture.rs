@@ -31,11 +31,11 @@ fn describe(config: &Config, addr: SocketAddr, system: Option<SocketAddr>) -> St
         (1, true) => "a key is asked for, except at /health and /live".to_owned(),
         (n, true) => format!("one of {n} keys is asked for, except at /health and /live"),
         (1, false) => "a key is asked for, except at /health, /live, /metrics and /workers \
-                       (--metrics-auth closes the last two)"
+                       (--metrics-auth true closes the last two)"
             .to_owned(),
         (n, false) => format!(
             "one of {n} keys is asked for, except at /health, /live, /metrics and /workers \
-             (--metrics-auth closes the last two)"
+             (--metrics-auth true closes the last two)"
         ),
     };
     let mut line = format!("listening on {scheme}://{addr}, open to {whom}; {key}; {tls}");
@@ -76,7 +76,6 @@ mod tests {
         }
         let config = Config {
             api_key: vec!["k".into(), "l".into()],
-            metrics_auth: true,
             tls_cert_path: Some("c".into()),
             tls_key_path: Some("k".into()),
             ..Config::default()

@@ -155,7 +155,11 @@ async fn unknown_path(method: Method, uri: Uri) -> ApiError {
 
 async fn wrong_method(method: Method, uri: Uri) -> Response {
     let message = format!("{method} is not allowed at {}", uri.path());
-    let status = StatusCode::METHOD_NOT_ALLOWED;
+    refusal(StatusCode::METHOD_NOT_ALLOWED, &message)
+}
+
+/// Returns an answer in OpenAI's form with a status of HTTP's own, which no [`Code`] has.
+pub(super) fn refusal(status: StatusCode, message: &str) -> Response {
     let body = json!({"error": {
         "message": message,
         "type": Code::InvalidRequest.openai_type(),

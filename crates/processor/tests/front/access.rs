@@ -43,10 +43,10 @@ async fn only_the_bearer_of_a_key_is_served() {
 }
 
 #[tokio::test]
-async fn probes_and_scrapers_need_no_key_unless_told() {
-    let open = start(with_keys()).await;
-    let closed = start(Config {
-        metrics_auth: true,
+async fn probes_need_no_key_and_scrapers_do_unless_told() {
+    let closed = start(with_keys()).await;
+    let open = start(Config {
+        metrics_auth: false,
         ..with_keys()
     })
     .await;
@@ -73,6 +73,9 @@ async fn what_is_not_served_is_refused_in_openais_words() {
         (wrong.status, wrong.error().as_str()),
         (405, "POST is not allowed at /health")
     );
+    let bad = send(processor.addr, get("/v1/models/%ff")).await;
+    assert_eq!(bad.status, 400, "{bad:?}");
+    bad.error();
     assert_eq!(wrong.headers["allow"], "GET,HEAD");
     let model = send(processor.addr, get("/v1/models/nobody")).await;
     assert_eq!(

@@ -79,9 +79,31 @@ async fn a_body_that_stops_arriving_is_not_waited_for() {
     let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 100\r\n\r\n{";
     let answer = raw(processor.addr, head).await;
     assert!(
-        answer.starts_with("HTTP/1.1 504") && answer.contains("no part of the body"),
+        answer.starts_with("HTTP/1.1 408") && answer.contains("\"code\":408"),
         "{answer}"
     );
+}
+
+#[tokio::test]
+async fn a_body_that_arrives_byte_by_byte_is_not_waited_for() {
+    let processor = start(Config {
+        body_timeout: Duration::from_millis(200),
+        ..Config::default()
+    })
+    .await;
+    let mut stream = TcpStream::connect(processor.addr).await.unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 10000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let dripping = tokio::spawn(async move {
+        while writer.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut answer = [0; 12];
+    reader.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 408");
+    dripping.abort();
 }
 
 #[tokio::test]

@@ -254,6 +254,11 @@ async fn a_tokenizer_that_cannot_be_built_is_told_and_does_not_stop_the_others()
     .await;
     assert_eq!(health.status, 200);
     assert!(health.text().contains("no tokenizer.json"), "{health:?}");
+    // Waiting does not help, so nobody is told to.
+    let asked = send(processor.addr, get("/v1/models/broken")).await;
+    assert_eq!(asked.status, 500, "{asked:?}");
+    assert!(asked.error().contains("no tokenizer.json"), "{asked:?}");
+    assert!(!asked.headers.contains_key("retry-after"));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use stator_common::Code;
 use stator_common::plane::tcp::delta::failed;
+use stator_common::proto::worker::FinishReason;
 use stator_testkit::http::open;
 
 use crate::stage::Stage;
@@ -49,6 +50,27 @@ async fn a_failure_after_the_first_token_ends_a_stream_with_an_error_event() {
     let error: Value = serde_json::from_str(error).unwrap();
     assert_eq!(error["error"]["message"], "the engine died");
     assert_eq!(error["error"]["code"], 503);
+}
+
+#[tokio::test]
+async fn an_answer_that_the_engine_gave_up_is_a_failure_not_an_end() {
+    let mut stage = Stage::new().await;
+    let answer = stage.ask(COMPLETIONS, &json!({"prompt": "x"}));
+    let attempt = stage.attempt().await;
+    attempt.finish(&[], FinishReason::Abort);
+    let answered = answer.await.unwrap();
+    assert_eq!(answered.status, 503, "{answered:?}");
+    assert!(answered.headers.contains_key("retry-after"));
+
+    let body = json!({"prompt": "x", "stream": true});
+    let (mut reading, attempt) = stage.begin(COMPLETIONS, &body, "a").await;
+    let mut seen = reading.next().await.unwrap();
+    attempt.finish(&[], FinishReason::Abort);
+    while let Some(piece) = reading.next().await {
+        seen.push_str(&piece);
+    }
+    assert!(seen.contains("\"error\""), "{seen}");
+    assert!(!seen.contains("\"abort\""), "{seen}");
 }
 
 #[tokio::test]

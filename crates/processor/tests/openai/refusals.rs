@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use stator_processor::config::Config;
+use stator_testkit::http::{post, send};
 
 use crate::stage::Stage;
 
@@ -29,6 +30,22 @@ fn shared() -> Vec<(Value, &'static str)> {
         (json!({"seed": 9_223_372_036_854_775_808_u64}), "seed"),
         (json!({"n": 0}), "n"),
         (json!({"n": "two"}), "n"),
+        (json!({"n": 1025}), "n"),
+        // Small as a body, a gigabyte when every choice has its own.
+        (json!({"n": 1024, "guided_regex": "x".repeat(900_000)}), "n"),
+        (
+            json!({"guided_regex": "x".repeat(1_100_000)}),
+            "guided_regex",
+        ),
+        (
+            json!({"structured_outputs": {"choice": vec!["x"; 100_000]}}),
+            "structured_outputs",
+        ),
+        (json!({"stop": "x".repeat(70_000)}), "stop"),
+        (json!({"bad_words": vec!["a"; 129]}), "bad_words"),
+        (json!({"bad_words": ["x".repeat(5000)]}), "bad_words"),
+        (json!({"request_id": "x".repeat(600)}), "request_id"),
+        (json!({"request_id": "a\nb"}), "request_id"),
         (json!({"n": 2, "temperature": 0}), "n"),
         (json!({"best_of": 3}), "best_of"),
         (json!({"max_tokens": -1}), "max_tokens"),
@@ -144,6 +161,7 @@ async fn a_prompt_that_cannot_be_used_is_named() {
         (json!({"prompt": vec![1; 512]}), "prompt"),
         (json!({"prompt": "x".repeat(600_000)}), "prompt"),
         (json!({"prompt": vec!["a"; 1025]}), "prompt"),
+        (json!({"prompt": vec!["a"; 1024], "n": 2}), "n"),
         (json!({"logprobs": 21}), "logprobs"),
         (json!({"logprobs": true}), "logprobs"),
         (json!({"suffix": "end"}), "suffix"),
@@ -156,6 +174,35 @@ async fn a_prompt_that_cannot_be_used_is_named() {
             (status, error["param"].as_str()),
             (400, Some(param)),
             "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn more_candidates_than_the_vocabulary_has_are_refused_whatever_the_card_allows() {
+    let mut stage = Stage::customized(Config::default(), |model| model.max_logprobs = 1000).await;
+    let body = with(completion(), &json!({"logprobs": 261}));
+    let (status, error) = stage.refused(COMPLETIONS, &body).await;
+    assert_eq!(
+        (status, error["param"].as_str()),
+        (400, Some("logprobs")),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_rank_that_no_worker_has_is_named() {
+    let stage = Stage::new().await;
+    for rank in ["one", "", "-1", "1", "99999999999"] {
+        let mut request = post(COMPLETIONS, completion().to_string());
+        let value = rank.parse().unwrap();
+        request.headers_mut().insert("x-data-parallel-rank", value);
+        let answered = send(stage.addr, request).await;
+        let error = answered.json()["error"].clone();
+        assert_eq!(
+            (answered.status, error["param"].as_str()),
+            (400, Some("x-data-parallel-rank")),
+            "{rank}: {error}"
         );
     }
 }

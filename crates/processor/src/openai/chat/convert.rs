@@ -8,7 +8,7 @@ use super::reader::{Reader, Thinking};
 use super::render::{Rendering, render};
 use super::tools::{self, Asked, Calls, Hold, Plan, Wish};
 use super::types::{ChatFields, ChatRequest, Tool};
-use crate::config::Config;
+use crate::App;
 use crate::generate::Choice;
 use crate::models::Model;
 use crate::openai::common::{self, Arrival, Common, Head, StreamUsage};
@@ -16,6 +16,7 @@ use crate::openai::error::ApiError;
 use crate::openai::prompt::{Prompt, Rules};
 use crate::openai::request::{Int, Shared};
 use crate::openai::sampling::{self, Wanted};
+use crate::openai::structured;
 
 /// How hard a model may be asked to think (vLLM's list).
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
@@ -61,11 +62,11 @@ pub(super) async fn prepare(
     bytes: usize,
     model: &Arc<Model>,
     arrival: &Arrival,
-    config: &Config,
+    app: &App,
 ) -> Result<Prepared, ApiError> {
     let ChatRequest { mut own, shared } = request;
     let head = Head::new("chatcmpl", &shared, arrival, model);
-    let mut common = Common::new(&shared, &head, &arrival.headers)?;
+    let mut common = Common::new(&shared, &head, &arrival.headers, model)?;
     let stream_usage = StreamUsage::new(&shared)?;
     let stream = (shared.stream == Some(true)).then_some(stream_usage);
     let logprobs = logprobs(&own)?;
@@ -87,14 +88,7 @@ pub(super) async fn prepare(
     let rendering = rendering(messages, &mut own)?;
     let thinking = wanted_thinking(rendering.kwargs.as_ref());
     let tools = rendering.tools.clone().unwrap_or_default();
-    let prompt = render(
-        model,
-        rendering,
-        rules,
-        bytes,
-        config.trust_request_chat_template,
-    )
-    .await?;
+    let prompt = render(model, rendering, rules, bytes, app).await?;
 
     let (max_tokens, max_tokens_field) = match own.max_completion_tokens {
         Some(Int(max)) => (Some(max), "max_completion_tokens"),
@@ -114,6 +108,13 @@ pub(super) async fn prepare(
         common.constrain_by_tools();
     }
     sampling.structured_outputs = hold.apply(sampling.structured_outputs.take());
+    if let Some(constraint) = sampling
+        .structured_outputs
+        .as_ref()
+        .and_then(|outputs| outputs.constraint.as_ref())
+    {
+        structured::check_size("tools", constraint, 0)?;
+    }
     let thinking = Thinking {
         prompt: prompt.text.as_deref().unwrap_or_default(),
         wanted: thinking,

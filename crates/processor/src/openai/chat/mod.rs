@@ -39,13 +39,12 @@ pub(crate) async fn handle(
     headers: HeaderMap,
     RequestBody(body): RequestBody,
 ) -> Result<Response, ApiError> {
-    let request: ChatRequest = request::parse(&body)?;
     let bytes = body.len();
-    drop(body);
+    let request: ChatRequest = request::read(body, &app.long_work).await?;
     let model = common::model(&app, request.shared.model.as_deref())?;
     let mut observation = model.metrics.begin(Endpoint::Chat);
     let arrival = Arrival { id, headers };
-    let prepared = convert::prepare(request, bytes, &model, &arrival, &app.config).await;
+    let prepared = convert::prepare(request, bytes, &model, &arrival, &app).await;
     let prepared = prepared.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
     answer(
         prepared,

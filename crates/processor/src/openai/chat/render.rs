@@ -6,9 +6,10 @@ use std::time::SystemTime;
 use serde_json::{Map, Value};
 use stator_text::template::{ChatTemplate, Conversation, LocalTime, TemplateError};
 
+use crate::App;
 use crate::models::Model;
 use crate::openai::error::ApiError;
-use crate::openai::prompt::{self, Prompt, Rules};
+use crate::openai::prompt::{Prompt, Rules};
 
 /// What is rendered.
 #[derive(Debug, Default)]
@@ -27,7 +28,6 @@ pub(crate) struct Rendering {
 /// Renders a conversation and tokenizes the result, off the async threads if it is long.
 ///
 /// - `bytes`: of the request, which tell how much work it is.
-/// - `trusted`: whether requests may bring templates.
 ///
 /// # Errors
 /// The template refuses the conversation, or the prompt does not fit.
@@ -36,18 +36,19 @@ pub(crate) async fn render(
     rendering: Rendering,
     rules: Rules,
     bytes: usize,
-    trusted: bool,
+    app: &App,
 ) -> Result<Prompt, ApiError> {
-    if rendering.chat_template.is_some() && !trusted {
+    if rendering.chat_template.is_some() && !app.config.trust_request_chat_template {
         let message = "templates in requests are not accepted here (--trust-request-chat-template)";
         return Err(ApiError::invalid("chat_template", message));
     }
     let model = Arc::clone(model);
-    prompt::work(bytes, move || {
-        let text = rendering.text(&model)?;
-        rules.tokenize(&model.assets.tokenizer, text)
-    })
-    .await
+    app.long_work
+        .run(bytes, move || {
+            let text = rendering.text(&model)?;
+            rules.tokenize(&model.assets.tokenizer, text)
+        })
+        .await
 }
 
 impl Rendering {

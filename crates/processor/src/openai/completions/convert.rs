@@ -7,9 +7,9 @@ use crate::generate::Choice;
 use crate::models::Model;
 use crate::openai::common::{self, Arrival, Common, Head, StreamUsage};
 use crate::openai::error::ApiError;
-use crate::openai::prompt::{self, Prompt, Rules};
+use crate::openai::prompt::{LongWork, Prompt, Rules};
 use crate::openai::request::Int;
-use crate::openai::sampling::{self, Wanted};
+use crate::openai::sampling::{self, MAX_CHOICES, Wanted};
 
 /// Tokens to generate where the request does not say (OpenAI's and vLLM's default).
 const DEFAULT_MAX_TOKENS: i64 = 16;
@@ -57,10 +57,11 @@ pub(super) async fn prepare(
     request: CompletionRequest,
     model: &Arc<Model>,
     arrival: &Arrival,
+    work: &LongWork,
 ) -> Result<Prepared, ApiError> {
     let CompletionRequest { own, shared } = request;
     let head = Head::new("cmpl", &shared, arrival, model);
-    let common = Common::new(&shared, &head, &arrival.headers)?;
+    let mut common = Common::new(&shared, &head, &arrival.headers, model)?;
     let stream_usage = StreamUsage::new(&shared)?;
     let stream = (shared.stream == Some(true)).then_some(stream_usage);
     if own.suffix.is_some_and(|suffix| !suffix.is_empty()) {
@@ -85,18 +86,28 @@ pub(super) async fn prepare(
     let prompts = own
         .prompt
         .ok_or_else(|| ApiError::invalid("prompt", "prompt is missing"))?;
-    let prompts = tokenize(prompts, rules, model).await?;
-    let mut choices = Vec::with_capacity(prompts.len() * common.n());
+    let count = prompts.count()?;
+    if count * common.n() > MAX_CHOICES {
+        let message = format!(
+            "n={} for each of {count} prompts: a request can have {MAX_CHOICES} choices at most",
+            common.n()
+        );
+        return Err(ApiError::invalid("n", message));
+    }
+    let prompts = tokenize(prompts, rules, model, work).await?;
+    let mut wanted = Wanted {
+        max_tokens: Some(if echo == Echo::Only { 1 } else { max_tokens }),
+        max_tokens_field: "max_tokens",
+        logprobs,
+        logprobs_field: "logprobs",
+        prompt_logprobs: asked,
+        prompt_len: prompts.first().map_or(0, |prompt| prompt.tokens.len()),
+    };
+    let mut sampling = sampling::sampling(&shared, &wanted, &limits, &model.assets.tokenizer)?;
+    let mut choices = Vec::with_capacity(count * common.n());
     for prompt in &prompts {
-        let wanted = Wanted {
-            max_tokens: Some(if echo == Echo::Only { 1 } else { max_tokens }),
-            max_tokens_field: "max_tokens",
-            logprobs,
-            logprobs_field: "logprobs",
-            prompt_logprobs: asked,
-            prompt_len: prompt.tokens.len(),
-        };
-        let sampling = sampling::sampling(&shared, &wanted, &limits, &model.assets.tokenizer)?;
+        wanted.prompt_len = prompt.tokens.len();
+        (sampling.max_tokens, sampling.min_tokens) = sampling::lengths(&shared, &wanted, &limits)?;
         choices.extend(common.choices(model, prompt, &sampling)?);
     }
     let answer = Answer {
@@ -120,19 +131,15 @@ async fn tokenize(
     prompts: Prompts,
     rules: Rules,
     model: &Arc<Model>,
+    work: &LongWork,
 ) -> Result<Vec<Prompt>, ApiError> {
-    let (bytes, count) = match &prompts {
-        Prompts::Text(text) => (text.len(), 1),
-        Prompts::Texts(texts) => (texts.iter().map(String::len).sum(), texts.len()),
-        Prompts::Tokens(_) => (0, 1),
-        Prompts::TokenLists(lists) => (0, lists.len()),
+    let bytes = match &prompts {
+        Prompts::Text(text) => text.len(),
+        Prompts::Texts(texts) => texts.iter().map(String::len).sum(),
+        Prompts::Tokens(_) | Prompts::TokenLists(_) => 0,
     };
-    if !(1..=MAX_PROMPTS).contains(&count) {
-        let message = format!("prompt: 1 to {MAX_PROMPTS} prompts are accepted, got {count}");
-        return Err(ApiError::invalid("prompt", message));
-    }
     let model = Arc::clone(model);
-    prompt::work(bytes, move || {
+    work.run(bytes, move || {
         let tokenizer = &model.assets.tokenizer;
         match prompts {
             Prompts::Text(text) => Ok(vec![rules.tokenize(tokenizer, text)?]),
@@ -145,6 +152,22 @@ async fn tokenize(
         }
     })
     .await
+}
+
+impl Prompts {
+    /// Returns how many there are.
+    fn count(&self) -> Result<usize, ApiError> {
+        let count = match self {
+            Self::Text(_) | Self::Tokens(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::TokenLists(lists) => lists.len(),
+        };
+        if (1..=MAX_PROMPTS).contains(&count) {
+            return Ok(count);
+        }
+        let message = format!("prompt: 1 to {MAX_PROMPTS} prompts are accepted, got {count}");
+        Err(ApiError::invalid("prompt", message))
+    }
 }
 
 impl Answer {

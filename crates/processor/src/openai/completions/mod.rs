@@ -31,11 +31,11 @@ pub(crate) async fn handle(
     headers: HeaderMap,
     RequestBody(body): RequestBody,
 ) -> Result<Response, ApiError> {
-    let request: CompletionRequest = request::parse(&body)?;
+    let request: CompletionRequest = request::read(body, &app.long_work).await?;
     let model = common::model(&app, request.shared.model.as_deref())?;
     let mut observation = model.metrics.begin(Endpoint::Completions);
     let arrival = Arrival { id, headers };
-    let prepared = convert::prepare(request, &model, &arrival).await;
+    let prepared = convert::prepare(request, &model, &arrival, &app.long_work).await;
     let prepared = prepared.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
     answer(prepared, model, observation).await
 }

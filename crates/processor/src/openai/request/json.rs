@@ -1,9 +1,22 @@
 //! From bytes to a request, once; only a body that does not fit is read a second time, to name the field.
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use stator_common::Code;
 
 use crate::openai::error::ApiError;
+use crate::openai::prompt::LongWork;
+
+/// Reads a JSON body, off the async threads if it is long.
+///
+/// # Errors
+/// Those of [`parse`], and too much such work.
+pub(crate) async fn read<T>(body: Bytes, work: &LongWork) -> Result<T, ApiError>
+where
+    T: DeserializeOwned + Send + 'static,
+{
+    work.run(body.len(), move || parse(&body)).await
+}
 
 /// Reads a JSON body.
 ///

@@ -4,8 +4,9 @@ use super::{Limits, Wanted};
 use crate::openai::error::ApiError;
 use crate::openai::request::{Int, Shared};
 
-/// Choices per prompt (vLLM's `VLLM_MAX_N_SEQUENCES` is 16384; each is a request of its own here).
-const MAX_CHOICES: i64 = 1024;
+/// Choices per request, all its prompts together (vLLM's `VLLM_MAX_N_SEQUENCES` is 16384; each is a request of
+/// its own here).
+pub(crate) const MAX_CHOICES: usize = 1024;
 
 /// Returns the number of choices per prompt.
 ///
@@ -13,7 +14,7 @@ const MAX_CHOICES: i64 = 1024;
 /// Out of range, or `best_of`, which vLLM no longer has.
 pub(crate) fn choices(shared: &Shared) -> Result<usize, ApiError> {
     let n = shared.n.map_or(1, |n| n.0);
-    if !(1..=MAX_CHOICES).contains(&n) {
+    if !(1..=MAX_CHOICES as i64).contains(&n) {
         return Err(ApiError::invalid(
             "n",
             format!("n must be between 1 and {MAX_CHOICES}, got {n}"),
@@ -28,8 +29,28 @@ pub(crate) fn choices(shared: &Shared) -> Result<usize, ApiError> {
     }
 }
 
+/// Returns the most and the fewest tokens to generate, which depend on the prompt's length.
+///
+/// # Errors
+/// Out of range, or more at least than at most.
+pub(crate) fn lengths(
+    shared: &Shared,
+    wanted: &Wanted,
+    limits: &Limits<'_>,
+) -> Result<(u32, u32), ApiError> {
+    let max_tokens = max_tokens(wanted, limits)?;
+    let min_tokens = shared.min_tokens.map_or(0, |min| min.0);
+    within("min_tokens", "0 or more", min_tokens >= 0, min_tokens)?;
+    if min_tokens > i64::from(max_tokens) {
+        let message =
+            format!("min_tokens must be at most max_tokens={max_tokens}, got {min_tokens}");
+        return Err(ApiError::invalid("min_tokens", message));
+    }
+    Ok((max_tokens, min_tokens as u32))
+}
+
 /// vLLM's `get_max_tokens`: what is asked for, or the model's preference, within what the context leaves.
-pub(super) fn max_tokens(wanted: &Wanted, limits: &Limits<'_>) -> Result<u32, ApiError> {
+fn max_tokens(wanted: &Wanted, limits: &Limits<'_>) -> Result<u32, ApiError> {
     let name = wanted.max_tokens_field;
     let context = i64::from(limits.max_model_len);
     if let Some(asked) = wanted.max_tokens {
@@ -56,10 +77,10 @@ pub(super) fn logprobs(
     within(name, "0 or more, or -1 for all", asked >= -1, asked)?;
     let vocab = i64::from(limits.vocab_size);
     let count = if asked == -1 { vocab } else { asked };
-    let max = if limits.max_logprobs == -1 {
-        vocab
-    } else {
-        i64::from(limits.max_logprobs)
+    // More candidates than tokens kill the engine, whatever the worker was told to allow.
+    let max = match limits.max_logprobs {
+        -1 => vocab,
+        max => vocab.min(i64::from(max)),
     };
     if count > max {
         return Err(ApiError::invalid(

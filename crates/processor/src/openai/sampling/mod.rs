@@ -15,8 +15,8 @@ use crate::openai::error::ApiError;
 use crate::openai::request::Shared;
 use crate::openai::structured;
 
-pub(crate) use counts::choices;
-use counts::{logprobs, max_tokens, thinking_budget, within};
+pub(crate) use counts::{MAX_CHOICES, choices, lengths};
+use counts::{logprobs, thinking_budget, within};
 pub(crate) use tokens::stop_strings;
 use tokens::{allowed_tokens, bad_words, logit_bias, stop_tokens};
 
@@ -153,14 +153,7 @@ pub(crate) fn sampling(
         temperature = temperature.max(MIN_TEMPERATURE);
     }
 
-    let max_tokens = max_tokens(wanted, limits)?;
-    let min_tokens = shared.min_tokens.map_or(0, |min| min.0);
-    within("min_tokens", "0 or more", min_tokens >= 0, min_tokens)?;
-    if min_tokens > i64::from(max_tokens) {
-        let message =
-            format!("min_tokens must be at most max_tokens={max_tokens}, got {min_tokens}");
-        return Err(ApiError::invalid("min_tokens", message));
-    }
+    let (max_tokens, min_tokens) = lengths(shared, wanted, limits)?;
     let ignore_eos = shared.ignore_eos.unwrap_or(false);
     let (stop_token_ids, all_stop_token_ids) = stop_tokens(shared, limits, ignore_eos)?;
 
@@ -174,7 +167,7 @@ pub(crate) fn sampling(
         frequency_penalty: Some(frequency),
         repetition_penalty: Some(repetition),
         max_tokens,
-        min_tokens: min_tokens as u32,
+        min_tokens,
         stop_token_ids,
         ignore_eos,
         logprobs: logprobs(wanted.logprobs_field, wanted.logprobs, limits)?,

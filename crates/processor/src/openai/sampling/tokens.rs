@@ -11,13 +11,17 @@ use crate::openai::request::{Int, Shared};
 
 /// Stop strings per request (vLLM's `VLLM_MAX_STOP_STRINGS`).
 const MAX_STOP_STRINGS: usize = 4;
+/// Bytes of all stop strings together: they are kept once per choice, and looked for at every token.
+const MAX_STOP_BYTES: usize = 64 << 10;
+/// Bytes of all bad words together: 32 for each that is allowed, and half a millisecond to tokenize.
+const MAX_BAD_WORD_BYTES: usize = 4 << 10;
 /// Token sequences that bad words may become (vLLM's `VLLM_MAX_NUM_BAD_WORDS`).
 const MAX_BAD_WORDS: usize = 128;
 
 /// Returns the stop strings.
 ///
 /// # Errors
-/// Too many, or an empty one.
+/// Too many, too long, or an empty one.
 pub(crate) fn stop_strings(shared: &Shared) -> Result<&[String], ApiError> {
     let stop = shared.stop.as_ref().map_or(&[][..], |stop| &stop.0);
     if stop.len() > MAX_STOP_STRINGS {
@@ -32,6 +36,11 @@ pub(crate) fn stop_strings(shared: &Shared) -> Result<&[String], ApiError> {
             "stop",
             "stop cannot contain an empty string",
         ));
+    }
+    let bytes: usize = stop.iter().map(String::len).sum();
+    if bytes > MAX_STOP_BYTES {
+        let message = format!("stop: at most {MAX_STOP_BYTES} bytes, got {bytes}");
+        return Err(ApiError::invalid("stop", message));
     }
     Ok(stop)
 }
@@ -98,7 +107,12 @@ pub(super) fn allowed_tokens(shared: &Shared, limits: &Limits<'_>) -> Result<Vec
             "allowed_token_ids",
             "allowed_token_ids is empty: no token could be chosen",
         )),
-        Some(ids) => token_ids("allowed_token_ids", ids, limits),
+        Some(ids) => {
+            let mut ids = token_ids("allowed_token_ids", ids, limits)?;
+            let mut seen = HashSet::new();
+            ids.retain(|id| seen.insert(*id));
+            Ok(ids)
+        }
     }
 }
 
@@ -111,6 +125,13 @@ pub(super) fn bad_words(
 ) -> Result<Vec<TokenList>, ApiError> {
     let words = shared.bad_words.as_deref().unwrap_or(&[]);
     let invalid = |message: String| ApiError::invalid("bad_words", message);
+    let bytes: usize = words.iter().map(String::len).sum();
+    if words.len() > MAX_BAD_WORDS || bytes > MAX_BAD_WORD_BYTES {
+        return Err(invalid(format!(
+            "bad_words: at most {MAX_BAD_WORDS} words of {MAX_BAD_WORD_BYTES} bytes together, got {} of {bytes}",
+            words.len()
+        )));
+    }
     let encode = |text: &str| {
         let tokens = tokenizer.encode(text, false);
         tokens.map_err(|error| invalid(format!("bad_words: {error}")))
