@@ -134,10 +134,16 @@ def test_messages_of_no_kind(candidate, messages):
     assert_refused(candidate.chat(messages=messages), "messages")
 
 
-def test_a_template_that_fails_is_the_clients_fault(candidate):
-    for template in ("{% for %}", "{{ nothing.at.all }}", "{% for a in range(10**9) %}{{ a }}{% endfor %}"):
-        answer = candidate.chat(chat_template=template)
-        assert answer.status == 400, answer.text[:500]
+def test_a_template_that_fails_is_the_clients_fault(topology):
+    processor = topology.add_processor("--trust-request-chat-template").wait_ready()
+    try:
+        assert processor.api.chat(chat_template="{{ messages[0].content }}").status == 200
+        for template in ("{% for %}", "{{ nothing.at.all }}", "{% for a in range(10**9) %}{{ a }}{% endfor %}"):
+            answer = processor.api.chat(chat_template=template)
+            assert answer.status == 400, answer.text[:500]
+            assert "not accepted" not in answer.error["message"]
+    finally:
+        processor.stop()
 
 
 def test_equal_request_ids_do_not_meet(candidate):

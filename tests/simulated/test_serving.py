@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import signal
+import socket
 
 import httpx
 import pytest
@@ -44,11 +45,19 @@ def test_many_streams_run_side_by_side_and_keep_apart(simulated):
 
 
 def test_a_reader_that_stops_reading_holds_up_nobody(simulated):
-    with httpx.Client(base_url=simulated.api.url, trust_env=False, timeout=60) as slow:
-        with slow.stream("POST", "/v1/completions", json=LONG | {"n": 4, "temperature": 1.0}):
+    # With the smallest of buffers here, and candidates that make some 40 MB of the answer, neither the kernel nor
+    # the processor can have it all.
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
+    transport = httpx.HTTPTransport(socket_options=small)
+    with httpx.Client(base_url=simulated.api.url, transport=transport, timeout=60) as slow:
+        much = {"n": 32, "temperature": 1.0, "logprobs": 20}
+        with slow.stream("POST", "/v1/completions", json=LONG | much) as answer:
+            assert answer.status_code == 200
             # Nothing is read from here on.
             for _ in range(10):
                 assert simulated.api.complete(max_tokens=20).status == 200
+            running = [target["booked"]["requests"] for target in simulated.processor.targets()]
+            assert sum(running) > 0, "the answer was over before it was read"
 
 
 @pytest.mark.parametrize("policy", ["round-robin", "random", "least-loaded"])
@@ -130,9 +139,9 @@ class TestLoss:
             topology.workers[0].process.kill()
             wait_until("no worker is left", lambda: not topology.api.is_healthy())
             refusal = topology.api.complete(model="tiny")
-            assert refusal.status in (404, 503), refusal.text
-            if refusal.status == 503:
-                assert refusal.headers["retry-after"]
+            # Its registration is still there: it may come back.
+            assert refusal.status == 503, refusal.text
+            assert refusal.headers["retry-after"]
 
     @pytest.mark.parametrize("who", ["processor", "worker"])
     def test_a_process_told_to_end_finishes_what_runs(self, settings, who):
