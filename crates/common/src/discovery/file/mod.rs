@@ -14,7 +14,7 @@ mod scan;
 mod tests;
 
 use std::{
-    env, fs, io,
+    fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -53,13 +53,9 @@ impl Files {
         Self { root: root.into() }
     }
 
-    /// Returns the folder that is used where none is named: `$STATOR_FILE_KV`, else
-    /// `$DYN_FILE_KV`, else `discovery` in this user's [`scratch`] folder.
+    /// Returns the folder that is used where none is named: `discovery` in this user's [`scratch`] folder.
     pub fn default_root() -> PathBuf {
-        ["STATOR_FILE_KV", "DYN_FILE_KV"]
-            .into_iter()
-            .find_map(env::var_os)
-            .map_or_else(|| scratch::path().join("discovery"), PathBuf::from)
+        scratch::path().join("discovery")
     }
 
     fn create(&self) -> Result<(), DiscoveryError> {
