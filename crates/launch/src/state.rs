@@ -6,14 +6,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stator_common::scratch;
+use stator_common::{process::start_of, scratch};
 
 /// A topology that runs, as written by its launcher.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Topology {
     pub(crate) name: String,
     pub(crate) launcher_pid: u32,
-    /// When it started, as [`started`] says: another process may have its pid later.
+    /// When it started, as [`start_of`] says: another process may have its pid later.
     #[serde(default)]
     pub(crate) launcher_started: Option<u64>,
     pub(crate) model: String,
@@ -58,14 +58,6 @@ pub(crate) fn root(given: Option<&Path>) -> io::Result<PathBuf> {
     Ok(root.to_path_buf())
 }
 
-/// Returns when a process started, in clock ticks since the machine did; absent if there is none.
-pub(crate) fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything; `starttime` is the 22nd field and the 20th after it (proc(5)).
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
 impl Topology {
     /// Writes the file that `status` reads, by rename, so that a reader never sees half of it.
     pub(crate) fn save(&self, dir: &Path) -> io::Result<()> {
@@ -83,7 +75,7 @@ impl Topology {
     pub(crate) fn load(dir: &Path) -> Option<Topology> {
         let bytes = fs::read(dir.join("topology.json")).ok()?;
         let topology: Topology = serde_json::from_slice(&bytes).ok()?;
-        let alive = started(topology.launcher_pid)?;
+        let alive = start_of(topology.launcher_pid)?;
         (topology.launcher_started == Some(alive)).then_some(topology)
     }
 
@@ -108,7 +100,7 @@ mod tests {
         Topology {
             name: "t".into(),
             launcher_pid: pid,
-            launcher_started: started(pid),
+            launcher_started: start_of(pid),
             model: "m".into(),
             url: "http://127.0.0.1:8000".into(),
             processes: vec![],

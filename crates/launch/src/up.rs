@@ -98,7 +98,7 @@ impl Running {
         Topology {
             name: up.name.clone(),
             launcher_pid: std::process::id(),
-            launcher_started: state::started(std::process::id()),
+            launcher_started: stator_common::process::start_of(std::process::id()),
             model: model.to_owned(),
             url: url(up),
             processes: self
