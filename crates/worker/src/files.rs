@@ -71,7 +71,8 @@ impl Files {
             Some(folder) => folder.to_owned(),
             None => model::folder(model_name).ok_or_else(|| no_folder(model_name))?,
         };
-        let tokenizer = match Given::read(engine_args).value("tokenizer") {
+        let given = Given::read(engine_args);
+        let tokenizer = match given.value("tokenizer") {
             Some(name) => tokenizer_folder(name).ok_or_else(|| no_folder(name))?,
             None => folder.clone(),
         };
@@ -83,7 +84,7 @@ impl Files {
                 files.add(name, bytes);
             }
         }
-        files.set_generation_config(engine_args)?;
+        files.set_generation_config(&given)?;
         match chat_template {
             Some(template) if template.contains('{') => {
                 files.add(CHAT_TEMPLATE, template.to_owned().into_bytes());
@@ -121,8 +122,8 @@ impl Files {
 
     /// As vLLM's `ModelConfig.try_get_generation_config` and `get_diff_sampling_param` (0.32,
     /// config/model.py): `auto` is the model's, `vllm` is none, else a folder; then the overrides.
-    fn set_generation_config(&mut self, engine_args: &[String]) -> Result<(), FilesError> {
-        match Given::read(engine_args).value("generation-config") {
+    fn set_generation_config(&mut self, given: &Given<'_>) -> Result<(), FilesError> {
+        match given.value("generation-config") {
             None | Some("auto") => {}
             Some("vllm") => drop(self.remove(GENERATION_CONFIG)),
             Some(folder) => {
@@ -133,7 +134,7 @@ impl Files {
                 }
             }
         }
-        let Some(text) = Given::read(engine_args).value("override-generation-config") else {
+        let Some(text) = given.value("override-generation-config") else {
             return Ok(());
         };
         let overrides: Map<String, Value> =
