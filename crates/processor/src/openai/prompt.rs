@@ -15,9 +15,12 @@ use super::sampling::Limits;
 /// Bytes of text from which work on it leaves the async threads: tokenizing 16 KiB takes about 2 ms.
 pub(crate) const LONG: usize = 16 << 10;
 
-/// Long prompts and bodies that are worked on or wait for it, at most. With a few threads at some milliseconds
-/// each the last of them waits about a second.
-const MAX_WAITING: usize = 256;
+/// Bytes of long prompts and bodies that are worked on or wait for it, at most: a bound on memory, far above the
+/// burst of a benchmark (a thousand prompts of a hundred thousand tokens are half of it).
+const MAX_WAITING: usize = 1 << 30;
+
+/// Bytes that one permit of [`LongWork`] stands for.
+const UNIT: usize = 1 << 10;
 
 /// Bytes that the longest token of any vocabulary surely has; more text than this per token of context is
 /// refused before it is tokenized.
@@ -176,7 +179,10 @@ impl Rules {
 /// The work on long prompts and bodies, which has threads of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct LongWork {
-    places: Arc<Semaphore>,
+    /// A permit per [`UNIT`].
+    room: Arc<Semaphore>,
+    /// Permits when nothing runs.
+    units: usize,
 }
 
 impl Default for LongWork {
@@ -186,10 +192,11 @@ impl Default for LongWork {
 }
 
 impl LongWork {
-    /// Returns the work with `places` for what runs or waits.
-    fn new(places: usize) -> Self {
-        let places = Arc::new(Semaphore::new(places));
-        Self { places }
+    /// Returns the work with room for `bytes` of what runs or waits.
+    fn new(bytes: usize) -> Self {
+        let units = bytes / UNIT;
+        let room = Arc::new(Semaphore::new(units));
+        Self { room, units }
     }
 
     /// Does work on `bytes` of text: at once, or on a thread for such work when it would take long.
@@ -206,7 +213,9 @@ impl LongWork {
         if bytes <= LONG {
             return work();
         }
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        // A text larger than all the room takes all of it.
+        let units = u32::try_from(bytes.div_ceil(UNIT).min(self.units)).unwrap_or(u32::MAX);
+        let Ok(place) = Arc::clone(&self.room).try_acquire_many_owned(units) else {
             let message = "too many long requests wait to be read";
             return Err(ApiError::new(Code::Overloaded, message));
         };
@@ -287,13 +296,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_work_beyond_its_places_is_refused_and_frees_its_place() {
-        let work = LongWork::new(1);
+    async fn long_work_beyond_its_room_is_refused_and_frees_its_room() {
+        let work = LongWork::new(LONG + UNIT);
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let first = work.clone();
         let first =
             tokio::spawn(async move { first.run(LONG + 1, move || Ok(wait.recv().is_ok())).await });
-        while work.places.available_permits() > 0 {
+        while work.room.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         let refused = work.run(LONG + 1, || Ok(())).await.unwrap_err();
@@ -305,6 +314,10 @@ mod tests {
         go.send(()).unwrap();
         assert!(first.await.unwrap().unwrap());
         assert!(work.run(LONG + 1, || Ok(())).await.is_ok());
+        assert!(
+            work.run(10 * LONG, || Ok(())).await.is_ok(),
+            "a text larger than the room has it for itself"
+        );
     }
 
     #[test]
@@ -314,7 +327,7 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let work = LongWork::new(2);
+            let work = LongWork::new(4 * LONG);
             let (go, wait) = std::sync::mpsc::channel::<()>();
             let mut first = Box::pin(work.run(LONG + 1, move || Ok(wait.recv().is_ok())));
             assert!(futures::poll!(&mut first).is_pending());
