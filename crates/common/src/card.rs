@@ -25,6 +25,37 @@ pub struct Card {
     pub address: String,
     /// What it serves.
     pub model: Model,
+    /// How the KV of prompts reaches or leaves its engines. Absent on aggregated workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handoff: Option<HandOff>,
+}
+
+/// How KV goes from a prefill engine to a decode engine. Two workers fit if connector and protocol are equal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOff {
+    /// vLLM's name of the connector: `NixlConnector`, `NixlPushConnector`, `LMCacheMPConnector`, ..
+    pub connector: String,
+    /// Who says where the KV is.
+    pub protocol: HandOffProtocol,
+    /// Tensor-parallel size of each engine: a decode engine may be wider than a prefill engine, never narrower.
+    pub tensor_parallel_size: u32,
+    /// Milliseconds that a prefill engine keeps KV that nobody fetches.
+    pub lease_ms: u64,
+    /// Where decode engines find this worker's engines, one per data-parallel rank: a msgpack map in hex,
+    /// which becomes the `kv_transfer_params` of decode legs. Empty unless the protocol is
+    /// [`HandOffProtocol::RouterAllocated`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
+}
+
+/// Who says where KV is to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandOffProtocol {
+    /// The prefill engine, in its answer: the decode leg begins when that has come (NIXL's pull).
+    ResponseCarried,
+    /// Whoever routes: both legs begin together and carry the same id (NIXL's push, Mooncake).
+    RouterAllocated,
 }
 
 /// What a worker does with a request.

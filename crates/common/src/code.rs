@@ -34,6 +34,8 @@ pub enum Code {
     Unauthenticated,
     /// A defect on our side.
     Internal,
+    /// The KV that another engine computed could not be had: the prompt has to be computed again.
+    HandoffFailed,
 }
 
 impl Code {
@@ -49,7 +51,11 @@ impl Code {
             Code::Cancelled => 499,
             Code::Internal => 500,
             Code::Incompatible => 502,
-            Code::Unavailable | Code::Draining | Code::EngineDead | Code::Disconnected => 503,
+            Code::Unavailable
+            | Code::Draining
+            | Code::EngineDead
+            | Code::Disconnected
+            | Code::HandoffFailed => 503,
             Code::DeadlineExceeded => 504,
         }
     }
@@ -61,9 +67,11 @@ impl Code {
             Code::Unauthenticated => "authentication_error",
             Code::NotFound => "not_found_error",
             Code::Overloaded => "rate_limit_error",
-            Code::Unavailable | Code::Draining | Code::EngineDead | Code::Disconnected => {
-                "service_unavailable_error"
-            }
+            Code::Unavailable
+            | Code::Draining
+            | Code::EngineDead
+            | Code::Disconnected
+            | Code::HandoffFailed => "service_unavailable_error",
             Code::DeadlineExceeded => "timeout_error",
             Code::Cancelled => "request_cancelled",
             Code::Incompatible | Code::Internal => "internal_error",
@@ -77,7 +85,8 @@ impl Code {
             | Code::Unavailable
             | Code::Draining
             | Code::EngineDead
-            | Code::Disconnected => true,
+            | Code::Disconnected
+            | Code::HandoffFailed => true,
             Code::InvalidRequest
             | Code::NotFound
             | Code::TooLarge
@@ -106,6 +115,7 @@ impl From<Code> for worker::Code {
             Code::Incompatible => Self::Incompatible,
             Code::Unauthenticated => Self::Unauthenticated,
             Code::Internal => Self::Internal,
+            Code::HandoffFailed => Self::HandoffFailed,
         }
     }
 }
@@ -127,6 +137,7 @@ impl From<worker::Code> for Code {
             worker::Code::Incompatible => Self::Incompatible,
             worker::Code::Unauthenticated => Self::Unauthenticated,
             worker::Code::Internal | worker::Code::Unspecified => Self::Internal,
+            worker::Code::HandoffFailed => Self::HandoffFailed,
         }
     }
 }

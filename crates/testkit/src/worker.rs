@@ -70,6 +70,7 @@ impl Worker {
             },
             address: server.local_addr().expect("a bound socket").to_string(),
             model: model::card(&files),
+            handoff: None,
         };
         change(&mut card);
         let counts = Arc::new(Counts::default());

@@ -27,6 +27,7 @@ pub(crate) fn describe(
         role,
         endpoint: config.place(role),
         address: address.to_owned(),
+        handoff: None,
         model: Model {
             names: config.names(),
             root: config.model.clone(),

@@ -161,6 +161,7 @@ pub(crate) fn delta(stream: u32, output: Output) -> proto::Delta {
         stop_token_id: output.stop_token,
         cached_tokens: output.cached_tokens,
         kv_transfer_params: output.kv_transfer_params.unwrap_or_default(),
+        kv_lease_ms: None,
         error,
     }
 }

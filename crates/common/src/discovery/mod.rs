@@ -138,6 +138,7 @@ mod tests {
                 vllm_version: "0.32.0".to_owned(),
                 max_logprobs: 20,
             },
+            handoff: None,
         }
     }
 }

@@ -77,7 +77,7 @@ impl From<Code> for Outcome {
             }
             Code::Cancelled => Self::Cancelled,
             Code::DeadlineExceeded => Self::Expired,
-            Code::Incompatible | Code::Internal => Self::Failed,
+            Code::Incompatible | Code::Internal | Code::HandoffFailed => Self::Failed,
         }
     }
 }

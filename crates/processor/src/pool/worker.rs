@@ -126,7 +126,9 @@ impl Worker {
             | Code::DeadlineExceeded
             | Code::Incompatible
             | Code::Unauthenticated
-            | Code::Internal => {}
+            | Code::Internal
+            // Which side is at fault is not known.
+            | Code::HandoffFailed => {}
         }
     }
 

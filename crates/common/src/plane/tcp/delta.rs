@@ -22,6 +22,7 @@ pub fn merge(delta: &mut Delta, next: Delta) {
     }
     if !next.kv_transfer_params.is_empty() {
         delta.kv_transfer_params = next.kv_transfer_params;
+        delta.kv_lease_ms = next.kv_lease_ms;
     }
     if next.error.is_some() {
         delta.error = next.error;

@@ -10,7 +10,7 @@ use crate::proto::{plane, worker};
 pub const MAJOR: u16 = 1;
 
 /// Counts additions that an older peer of the same major version may skip.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 
 /// What a connection begins with, so that a stray HTTP client is told apart at once.
 pub const MAGIC: [u8; 6] = *b"STATOR";
