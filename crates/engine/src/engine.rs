@@ -204,15 +204,26 @@ impl Prepared {
             payload,
             shared,
         } = self;
-        shared
-            .live
-            .lock()
-            .add(key, engine_id, payload)
-            .map_err(|refused| match refused {
-                Refused::Dead => SubmitError::Dead,
-                Refused::Unsent(unsent) => SubmitError::Unsent(unsent),
-            })?;
+        shared.live.lock().add(key, engine_id, payload)?;
         Ok(RequestHandle { key, shared })
+    }
+
+    /// Sends it and forgets it: for a request that has no output ([`Request::abort_immediately`]).
+    ///
+    /// # Errors
+    /// As [`Prepared::send`].
+    pub fn send_unattended(self) -> Result<(), SubmitError> {
+        let mut live = self.shared.live.lock();
+        Ok(live.send(wire::ADD, self.payload)?)
+    }
+}
+
+impl From<Refused> for SubmitError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Dead => Self::Dead,
+            Refused::Unsent(unsent) => Self::Unsent(unsent),
+        }
     }
 }
 
@@ -228,6 +239,12 @@ impl RequestHandle {
     /// Returns the key that its outputs bear.
     pub fn key(&self) -> RequestKey {
         self.key
+    }
+
+    /// Aborts the request, but goes on listening until the handle is dropped: the sink still gets what the
+    /// engine had said before it heard of that, if only hand-off parameters that somebody must deal with.
+    pub fn stop(&self) {
+        self.shared.live.lock().stop(self.key);
     }
 }
 

@@ -21,6 +21,7 @@ mod error;
 pub mod flags;
 mod grammar_log;
 mod guard;
+pub mod handoff;
 mod handshake;
 mod info;
 pub mod introspect;
@@ -49,6 +50,7 @@ pub mod wire;
 pub use config::{Attach, Config, Launch, Simulate, Spawn, Waits};
 pub use engine::{Engine, Prepared, RequestHandle};
 pub use error::{StartError, SubmitError, UtilityError};
+pub use handoff::HandOff;
 pub use info::EngineInfo;
 pub use output::{
     Batch, Finish, Logprobs, Message, Output, RequestError, RequestKey, SchedulerStats,

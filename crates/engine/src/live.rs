@@ -104,6 +104,15 @@ impl Table {
         }
     }
 
+    /// Tells the engine to end a live request, but goes on waiting for it: what it said before it heard of
+    /// that is still handed over.
+    pub(crate) fn stop(&mut self, key: RequestKey) {
+        if let Some(id) = self.requests.get(&key.0).cloned() {
+            // Unsent is no harm: the request is cancelled once more when nobody waits any longer.
+            let _ = self.abort(&id);
+        }
+    }
+
     /// Returns the key of a live request by the engine's id, comparing the whole id.
     pub(crate) fn key_of(&self, engine_id: &[u8]) -> Option<RequestKey> {
         let key = RequestKey::of_engine_id(engine_id)?;

@@ -26,6 +26,9 @@ pub use params::ParamsError;
 pub use read::{TensorError, WireError};
 
 pub(crate) use params::check_params;
+pub(crate) use read::Reader;
+#[cfg(test)]
+pub(crate) use utility::to_json;
 pub(crate) use write::Writer;
 
 use crate::schema::{Schema, SchemaError};

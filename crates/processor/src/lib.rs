@@ -1,10 +1,11 @@
 //! The processor: the OpenAI-compatible front of Stator.
 //!
 //! The source follows a request's way: [`server`] accepts it, [`openai`] reads and validates it,
-//! `generate` renders, tokenizes and answers, [`models`] says what is served, [`pool`] sends it to a worker
-//! and hands back what the worker says. [`config`] and [`metrics`] belong to all of them.
+//! `generate` renders, tokenizes and answers, [`models`] says what is served, [`fleet`] knows which workers a
+//! request needs, [`pool`] sends it to one and hands back what that one says. [`config`] and [`metrics`] belong to all of them.
 
 pub mod config;
+pub mod fleet;
 mod generate;
 pub mod metrics;
 pub mod models;

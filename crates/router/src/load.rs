@@ -47,14 +47,27 @@ impl Ledger {
     /// Books a request of `prompt_tokens` tokens to prefill.
     pub fn book(&self, prompt_tokens: usize) -> Booking {
         let tokens = prompt_tokens as u64;
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
         self.counters
             .prefill_tokens
             .fetch_add(tokens, Ordering::Relaxed);
+        self.booking(tokens, false)
+    }
+
+    /// Books a request whose prompt is computed elsewhere: its tokens are KV to hold, not work to do.
+    pub fn book_decode(&self, prompt_tokens: usize) -> Booking {
+        let tokens = prompt_tokens as u64;
+        self.counters
+            .decode_tokens
+            .fetch_add(tokens, Ordering::Relaxed);
+        self.booking(tokens, true)
+    }
+
+    fn booking(&self, tokens: u64, decoding: bool) -> Booking {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
         Booking {
             counters: Arc::clone(&self.counters),
             tokens,
-            decoding: false,
+            decoding,
         }
     }
 }
@@ -101,6 +114,17 @@ impl Drop for Booking {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prompt_that_is_computed_elsewhere_is_no_prefill_work() {
+        let ledger = Ledger::default();
+        let mut booking = ledger.book_decode(100);
+        booking.generated(2);
+        let booked = ledger.load();
+        assert_eq!((booked.prefill_tokens, booked.decode_tokens), (0, 102));
+        drop(booking);
+        assert_eq!(ledger.load(), Load::default());
+    }
 
     #[test]
     fn a_booking_moves_from_prefill_to_decode_and_takes_itself_back() {

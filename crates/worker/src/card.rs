@@ -2,11 +2,23 @@
 
 use stator_common::{
     Card, WorkerId,
-    card::{Model, Role},
+    card::{HandOff, Model, Role},
 };
 use stator_engine::Engine;
 
-use crate::{config::Config, files::Files};
+use crate::{config::Config, files::Files, launch};
+
+/// Returns how KV comes or goes, where it does.
+fn handoff(config: &Config, role: Role) -> Option<HandOff> {
+    let handoff = config.handoff(role).ok()??;
+    Some(HandOff {
+        connector: handoff.connector.name().to_owned(),
+        protocol: handoff.connector.protocol(),
+        tensor_parallel_size: launch::tensor_parallel_size(&config.engine_args),
+        lease_ms: u64::try_from(handoff.lease.as_millis()).unwrap_or(u64::MAX),
+        peers: Vec::new(),
+    })
+}
 
 /// Describes a worker.
 ///
@@ -27,7 +39,7 @@ pub(crate) fn describe(
         role,
         endpoint: config.place(role),
         address: address.to_owned(),
-        handoff: None,
+        handoff: handoff(config, role),
         model: Model {
             names: config.names(),
             root: config.model.clone(),

@@ -10,13 +10,14 @@ use parking_lot::Mutex;
 use stator_common::{
     BlobHash, Code,
     plane::tcp::{Connection, Handler},
-    proto::worker::{Error, GenerateRequest},
+    proto::worker::{Delta, Error, FinishReason, GenerateRequest, Leg, Sampling},
 };
+use stator_engine::Prepared;
 use tokio::{sync::watch, time};
 use tracing::debug;
 
 use crate::{
-    convert,
+    Plan, convert,
     files::Files,
     metrics::WorkerMetrics,
     rank::{Active, Rank},
@@ -30,6 +31,7 @@ const LOAD_EVERY: Duration = Duration::from_millis(100);
 /// Takes requests for the engines of a worker.
 pub(crate) struct Serving {
     pub(crate) ranks: Vec<Arc<Rank>>,
+    pub(crate) plan: Arc<dyn Plan>,
     pub(crate) health: Arc<Health>,
     pub(crate) count: Arc<Count>,
     pub(crate) metrics: WorkerMetrics,
@@ -59,7 +61,11 @@ impl Handler for Serving {
     fn cancel(&self, connection: &Arc<Connection>, stream: u32) {
         for active in self.active() {
             if let Some(cancelled) = active.requests.take_stream(connection, stream) {
-                drop(cancelled);
+                if self.plan.outlives_cancel() {
+                    active.requests.give_up(cancelled);
+                } else {
+                    drop(cancelled);
+                }
                 self.metrics.cancelled(1);
                 self.lightened(&active);
                 return;
@@ -103,15 +109,24 @@ impl Serving {
         &self,
         connection: &Arc<Connection>,
         stream: u32,
-        request: GenerateRequest,
+        mut request: GenerateRequest,
         counted: Counted,
     ) -> Result<(), Error> {
         if self.health.draining.load(Ordering::Acquire) {
             return Err(convert::error(Code::Draining, "the worker is draining", ""));
         }
+        let leg = self.plan.request(&mut request)?;
+        if !request.transfer_id.is_empty() {
+            // Connectors that push find the two sides of a hand-off by it.
+            request.request_id = std::mem::take(&mut request.transfer_id);
+        }
         let active = self.choose(request.dp_rank)?;
+        if leg == Leg::Release {
+            return self.release(&active, connection, stream, request);
+        }
         let deadline = request.deadline_ms.map(Duration::from_millis);
-        let prompt_tokens = request.prompt_tokens.len() as u64 / 4;
+        // A frame is shorter than 4 GiB.
+        let prompt_tokens = (request.prompt_tokens.len() / 4) as u32;
         let request = convert::request(request).map_err(|malformed| malformed.to_error())?;
         let prepared = active
             .engine
@@ -125,6 +140,7 @@ impl Serving {
                 prepared,
                 counted,
                 (connection, stream),
+                (leg, prompt_tokens),
                 deadline,
                 move |running| {
                     metrics.failed(Code::DeadlineExceeded, 1);
@@ -140,7 +156,45 @@ impl Serving {
                 },
             )
             .map_err(|refused| convert::refusal(&refused))?;
-        self.metrics.prompt_tokens.increment(prompt_tokens);
+        self.metrics.accepted(leg);
+        self.metrics
+            .prompt_tokens
+            .increment(u64::from(prompt_tokens));
+        Ok(())
+    }
+
+    /// Has the engine tell another one that nobody will fetch what it keeps. The engine says nothing to
+    /// that, so this does.
+    fn release(
+        &self,
+        active: &Active,
+        connection: &Connection,
+        stream: u32,
+        mut request: GenerateRequest,
+    ) -> Result<(), Error> {
+        if request.prompt_tokens.is_empty() {
+            request.prompt_tokens = Bytes::from_static(&[0; 4]);
+        }
+        request.lora.clear();
+        request.sampling = Some(Sampling {
+            max_tokens: 1,
+            ..Sampling::default()
+        });
+        let mut request = convert::request(request).map_err(|malformed| malformed.to_error())?;
+        request.abort_immediately = true;
+        active
+            .engine
+            .prepare(request)
+            .and_then(Prepared::send_unattended)
+            .map_err(|refused| convert::refusal(&refused))?;
+        self.metrics.accepted(Leg::Release);
+        self.metrics.finished(FinishReason::Abort);
+        let released = Delta {
+            stream,
+            finish: FinishReason::Abort.into(),
+            ..Delta::default()
+        };
+        connection.send(&mut vec![released], None);
         Ok(())
     }
 

@@ -163,11 +163,18 @@ fn devices(config: &Config, rank: u32) -> Result<Vec<(OsString, OsString)>, Laun
 /// Returns how many devices one engine takes.
 fn devices_each(args: &[String]) -> usize {
     let given = Given::read(args);
-    let size = |name| -> usize {
-        let size = given.value(name).and_then(|size| size.parse().ok());
-        size.unwrap_or(1)
-    };
-    size("tensor-parallel-size") * size("pipeline-parallel-size")
+    (size(&given, "tensor-parallel-size") * size(&given, "pipeline-parallel-size")) as usize
+}
+
+/// Returns over how many devices each layer of an engine is spread.
+pub(crate) fn tensor_parallel_size(args: &[String]) -> u32 {
+    size(&Given::read(args), "tensor-parallel-size")
+}
+
+/// Reads a count that is 1 where it is not given.
+fn size(given: &Given<'_>, name: &str) -> u32 {
+    let size = given.value(name).and_then(|size| size.parse().ok());
+    size.unwrap_or(1)
 }
 
 /// Reads `tcp://host:port` or `host:port`.

@@ -2,9 +2,10 @@
 //! of them.
 //!
 //! The way of a request: `handler` takes it from the plane, `convert` makes it the engine's, `requests`
-//! remembers whose it is, `sink` sends the outputs of each step back to where the requests came from.
+//! remembers whose it is, `sink` sends the outputs of each step back to where the requests came from. On both ways the
+//! role's [`Plan`] says what this role makes of it.
 //! Around it: `rank` keeps an engine running, `files` and `card` tell what is served, `system` answers
-//! questions of people and machines. A role (`stator-agg`) puts a name on a [`Worker`].
+//! questions of people and machines. A role (`stator-agg`) is a plan and a call of [`run()`].
 
 mod announce;
 mod card;
@@ -16,13 +17,17 @@ mod handler;
 mod launch;
 mod metrics;
 mod network;
+pub mod plan;
 mod python;
 mod rank;
 mod requests;
+mod run;
 mod sink;
 mod status;
 mod system;
 mod worker;
 
 pub use config::Config;
+pub use plan::Plan;
+pub use run::run;
 pub use worker::Worker;

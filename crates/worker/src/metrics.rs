@@ -9,9 +9,11 @@ use metrics::{
 };
 use stator_common::{
     Code,
-    proto::worker::{FinishReason, Load},
+    proto::worker::{self as proto, Delta, FinishReason, Leg, Load},
 };
 use stator_engine::SchedulerStats;
+
+use crate::plan::Progress;
 
 /// Counts requests and tokens of a worker. The handles are looked up once.
 #[derive(Clone)]
@@ -24,6 +26,11 @@ pub(crate) struct WorkerMetrics {
     pub(crate) running: Gauge,
     pub(crate) connections: Gauge,
     pub(crate) restarts: Counter,
+    /// Hand-offs that came when nobody wanted them any more.
+    pub(crate) unwanted_handoffs: Counter,
+    handoffs: Counter,
+    failed_handoffs: Counter,
+    recomputed_tokens: Counter,
 }
 
 impl WorkerMetrics {
@@ -61,6 +68,26 @@ impl WorkerMetrics {
             "stator_engine_restarts_total",
             "Engines that died and were started again"
         );
+        describe_counter!(
+            "stator_legs_total",
+            "Requests taken, by what of them is done here"
+        );
+        describe_counter!(
+            "stator_handoffs_total",
+            "Prompts whose KV was kept for another engine"
+        );
+        describe_counter!(
+            "stator_handoffs_unwanted_total",
+            "Of those, answered when the request had been given up"
+        );
+        describe_counter!(
+            "stator_handoffs_failed_total",
+            "Prompts whose KV another engine had and this one did not get, or that were not kept"
+        );
+        describe_counter!(
+            "stator_handoff_recomputed_tokens_total",
+            "Prompt tokens that this engine computed though another one had their KV"
+        );
         Self {
             prompt_tokens: counter!("stator_prompt_tokens_total"),
             generated_tokens: counter!("stator_generated_tokens_total"),
@@ -70,6 +97,43 @@ impl WorkerMetrics {
             running: gauge!("stator_requests_running"),
             connections: gauge!("stator_connections"),
             restarts: counter!("stator_engine_restarts_total"),
+            unwanted_handoffs: counter!("stator_handoffs_unwanted_total"),
+            handoffs: counter!("stator_handoffs_total"),
+            failed_handoffs: counter!("stator_handoffs_failed_total"),
+            recomputed_tokens: counter!("stator_handoff_recomputed_tokens_total"),
+        }
+    }
+
+    /// Counts a request that was taken.
+    pub(crate) fn accepted(&self, leg: Leg) {
+        counter!("stator_legs_total", "leg" => match leg {
+            Leg::Unspecified => "whole",
+            Leg::Prefill => "prefill",
+            Leg::Decode => "decode",
+            Leg::Local => "local",
+            Leg::Release => "release",
+        })
+        .increment(1);
+    }
+
+    /// Counts what an output says of a hand-off.
+    pub(crate) fn leg(&self, progress: &Progress, delta: &Delta) {
+        if progress.leg == Leg::Prefill {
+            if !delta.kv_transfer_params.is_empty() {
+                self.handoffs.increment(1);
+            } else if delta.finish() == FinishReason::Error {
+                self.failed_handoffs.increment(1);
+            }
+        }
+        if progress.leg == Leg::Decode {
+            let recomputed = progress.recomputed(delta).unwrap_or_default();
+            if recomputed > 0 {
+                self.recomputed_tokens.increment(u64::from(recomputed));
+            }
+            let failed = delta.error.as_ref().map(|error| error.code());
+            if failed == Some(proto::Code::HandoffFailed) {
+                self.failed_handoffs.increment(1);
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    Plan,
     metrics::{EngineMetrics, WorkerMetrics},
     requests::{Requests, Running},
     sink::Sink,
@@ -41,6 +42,7 @@ pub(crate) struct Rank {
     pub(crate) index: u32,
     pub(crate) config: EngineConfig,
     pub(crate) model: String,
+    pub(crate) plan: Arc<dyn Plan>,
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: WorkerMetrics,
     /// Absent while there is no engine.
@@ -111,6 +113,7 @@ impl Rank {
         let requests = Arc::new(Requests::default());
         let sink = Sink {
             rank: self.index,
+            plan: self.plan.clone(),
             requests: requests.clone(),
             loads: self.health.loads.clone(),
             metrics: self.metrics.clone(),

@@ -1,6 +1,7 @@
 //! Whose request is whose: the requests that run in one engine, until it ends.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,9 +11,18 @@ use std::{
 
 use ahash::AHashMap;
 use parking_lot::Mutex;
-use stator_common::plane::tcp::Connection;
+use stator_common::{plane::tcp::Connection, proto::worker::Leg};
 use stator_engine::{Prepared, RequestHandle, RequestKey, SubmitError};
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
+
+use crate::plan::Progress;
+
+/// How long the answer to a request that was given up is waited for: it left the engine before that heard of it,
+/// so one long step is enough.
+const LATE_FOR: Duration = Duration::from_secs(60);
+
+/// Requests given up whose answer is waited for, at most; the oldest are forgotten first.
+const LATE_MOST: usize = 4096;
 
 /// A request that runs.
 pub(crate) struct Running {
@@ -20,10 +30,9 @@ pub(crate) struct Running {
     pub(crate) stream: u32,
     /// When it came.
     pub(crate) since: Instant,
-    /// Whether an output has been sent.
-    pub(crate) started: bool,
+    pub(crate) progress: Progress,
     /// Dropping it aborts the request in the engine, unless it has ended.
-    _handle: RequestHandle,
+    handle: RequestHandle,
     _deadline: Option<Deadline>,
     _counted: Counted,
 }
@@ -47,6 +56,17 @@ pub(crate) struct Requests {
 pub(crate) struct Tables {
     by_key: AHashMap<RequestKey, Running>,
     by_stream: AHashMap<(u64, u32), RequestKey>,
+    /// Given up, the oldest in front.
+    late: VecDeque<Late>,
+}
+
+/// A request that was given up, whose answer may have been on its way.
+pub(crate) struct Late {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) stream: u32,
+    pub(crate) progress: Progress,
+    since: Instant,
+    handle: RequestHandle,
 }
 
 /// How many requests run in all engines of a worker.
@@ -106,6 +126,7 @@ impl Requests {
         prepared: Prepared,
         counted: Counted,
         (connection, stream): (&Arc<Connection>, u32),
+        (leg, prompt_tokens): (Leg, u32),
         deadline: Option<Duration>,
         late: impl FnOnce(Running) + Send + 'static,
     ) -> Result<(), SubmitError> {
@@ -130,8 +151,12 @@ impl Requests {
                 connection: connection.clone(),
                 stream,
                 since,
-                started: false,
-                _handle: handle,
+                progress: Progress {
+                    leg,
+                    started: false,
+                    prompt_tokens,
+                },
+                handle,
                 _deadline: deadline,
                 _counted: counted,
             },
@@ -156,8 +181,30 @@ impl Requests {
         tables.take(key)
     }
 
+    /// Aborts a request in the engine, but keeps in mind whose it was for as long as an answer may still come.
+    pub(crate) fn give_up(&self, running: Running) {
+        running.handle.stop();
+        let now = Instant::now();
+        let late = &mut self.tables.lock().late;
+        while late.len() >= LATE_MOST || late.front().is_some_and(|late| late.is_over(now)) {
+            late.pop_front();
+        }
+        late.push_back(Late {
+            connection: running.connection,
+            stream: running.stream,
+            progress: running.progress,
+            since: now,
+            handle: running.handle,
+        });
+    }
+
     /// Takes all requests of a connection out.
     pub(crate) fn take_connection(&self, connection: &Connection) -> Vec<Running> {
+        let mut tables = self.tables.lock();
+        tables
+            .late
+            .retain(|late| late.connection.id() != connection.id());
+        drop(tables);
         self.take_if(|running| running.connection.id() == connection.id())
     }
 
@@ -180,7 +227,19 @@ impl Requests {
     }
 }
 
+impl Late {
+    fn is_over(&self, now: Instant) -> bool {
+        now.duration_since(self.since) > LATE_FOR
+    }
+}
+
 impl Tables {
+    /// Takes a request out that was given up.
+    pub(crate) fn take_late(&mut self, key: RequestKey) -> Option<Late> {
+        let at = self.late.iter().position(|late| late.handle.key() == key)?;
+        self.late.remove(at)
+    }
+
     pub(crate) fn get(&mut self, key: RequestKey) -> Option<&mut Running> {
         self.by_key.get_mut(&key)
     }

@@ -6,19 +6,20 @@
 use std::sync::Arc;
 
 use stator_common::{plane::tcp::Connection, proto::worker::Delta};
-use stator_engine::{Step, StepSink};
-use tracing::trace;
+use stator_engine::{Output, Step, StepSink};
+use tracing::{debug, trace};
 
 use crate::{
-    convert,
+    Plan, convert,
     metrics::{EngineMetrics, WorkerMetrics},
-    requests::Requests,
+    requests::{Requests, Tables},
     status::Loads,
 };
 
 /// Sends the outputs of one engine to where its requests came from.
 pub(crate) struct Sink {
     pub(crate) rank: u32,
+    pub(crate) plan: Arc<dyn Plan>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) loads: Arc<Loads>,
     pub(crate) metrics: WorkerMetrics,
@@ -39,23 +40,26 @@ impl StepSink for Sink {
         // What ended is let go of outside the lock: dropping a request talks to the engine.
         let mut ended = Vec::new();
         let mut generated = 0;
-        self.requests.with(|requests| {
+        let requests = self.requests.clone();
+        requests.with(|requests| {
             for output in step.outputs {
                 let key = output.key;
-                // Absent: cancelled a moment ago.
                 let Some(running) = requests.get(key) else {
+                    self.late(requests, output);
                     continue;
                 };
                 generated += output.tokens.len() as u64;
                 if let Some(cached) = output.cached_tokens {
                     self.metrics.cached_tokens.increment(u64::from(cached));
                 }
-                if !running.started {
-                    running.started = true;
+                if !running.progress.started {
                     self.metrics.first_token.record(running.since.elapsed());
                 }
                 let last = output.finish.is_some();
-                let delta = convert::delta(running.stream, output);
+                let mut delta = convert::delta(running.stream, output);
+                self.plan.delta(&running.progress, &mut delta);
+                self.metrics.leg(&running.progress, &delta);
+                running.progress.started = true;
                 if last {
                     self.metrics.finished(delta.finish());
                     self.metrics.duration.record(running.since.elapsed());
@@ -78,6 +82,24 @@ impl StepSink for Sink {
             }
             !batch.connection.is_closed()
         });
+    }
+}
+
+impl Sink {
+    /// Deals with an output of a request that was cancelled a moment ago: it is of no use, unless KV is held by
+    /// it that somebody has to release.
+    fn late(&mut self, requests: &mut Tables, output: Output) {
+        if output.kv_transfer_params.is_none() {
+            return;
+        }
+        let Some(late) = requests.take_late(output.key) else {
+            return;
+        };
+        debug!(peer = %late.connection.peer(), "KV is held for a request that was given up");
+        let mut delta = convert::delta(late.stream, output);
+        self.plan.delta(&late.progress, &mut delta);
+        self.metrics.unwanted_handoffs.increment(1);
+        push(&mut self.batches, &late.connection, delta);
     }
 }
 

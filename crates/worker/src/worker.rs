@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    Plan,
     announce::{self, Listeners},
     card,
     cli::DiscoveryBackend,
@@ -51,6 +52,7 @@ const REGISTER_AGAIN_MOST: Duration = Duration::from_secs(15);
 pub struct Worker {
     config: Config,
     role: Role,
+    plan: Arc<dyn Plan>,
     id: WorkerId,
     server: Server,
     addr: SocketAddr,
@@ -67,12 +69,17 @@ impl Worker {
     ///
     /// # Errors
     /// A listener cannot be bound or may not be open to others; the engines cannot be laid out.
-    pub async fn bind(config: Config, role: Role, telemetry: Telemetry) -> anyhow::Result<Self> {
+    pub async fn bind(
+        config: Config,
+        role: Role,
+        plan: Arc<dyn Plan>,
+        telemetry: Telemetry,
+    ) -> anyhow::Result<Self> {
         let discovery: Arc<dyn Discovery> = match config.discovery_backend {
             DiscoveryBackend::File => Arc::new(file::Files::new(discovery_root(&config))),
             DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
         };
-        Self::bind_in(config, role, telemetry, discovery).await
+        Self::bind_in(config, role, plan, telemetry, discovery).await
     }
 
     /// Like [`Worker::bind`], in a given place of discovery.
@@ -82,6 +89,7 @@ impl Worker {
     pub async fn bind_in(
         config: Config,
         role: Role,
+        plan: Arc<dyn Plan>,
         telemetry: Telemetry,
         discovery: Arc<dyn Discovery>,
     ) -> anyhow::Result<Self> {
@@ -120,6 +128,7 @@ impl Worker {
         Ok(Self {
             config,
             role,
+            plan,
             id,
             server,
             addr,
@@ -232,6 +241,7 @@ impl Worker {
                 index,
                 config: config.clone(),
                 model: names[0].clone(),
+                plan: self.plan.clone(),
                 health: health.clone(),
                 metrics: metrics.clone(),
                 active: Mutex::new(None),
@@ -240,6 +250,7 @@ impl Worker {
         });
         Serving {
             ranks: ranks.collect(),
+            plan: self.plan.clone(),
             health: health.clone(),
             count,
             metrics: metrics.clone(),

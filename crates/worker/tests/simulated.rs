@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-
+use stator_agg::Agg;
 use stator_common::{
     Card, Code,
     card::Role,
@@ -77,9 +77,15 @@ impl Cluster {
         change(&mut config);
         let watch = discovery.watch().await.expect("watch");
         let discovery = Arc::new(discovery);
-        let worker = Worker::bind_in(config, Role::Agg, Telemetry::detached(), discovery)
-            .await
-            .expect("bind");
+        let worker = Worker::bind_in(
+            config,
+            Role::Agg,
+            Arc::new(Agg),
+            Telemetry::detached(),
+            discovery,
+        )
+        .await
+        .expect("bind");
         let (address, system) = (worker.addr(), worker.system_addr().expect("system routes"));
         let (trigger, drain) = drain::channel();
         Self {
@@ -382,7 +388,13 @@ async fn a_listener_beyond_loopback_needs_a_token() {
         config.host = "0.0.0.0".to_owned();
         config.plane_token = token.then(|| stator_worker::config::Secret::from("secret"));
         let discovery = std::sync::Arc::new(Mem::default());
-        Worker::bind_in(config, Role::Agg, Telemetry::detached(), discovery)
+        Worker::bind_in(
+            config,
+            Role::Agg,
+            Arc::new(Agg),
+            Telemetry::detached(),
+            discovery,
+        )
     };
     let error = open(false).await.err().expect("refused").to_string();
     assert!(error.contains("--plane-token-file"), "{error}");

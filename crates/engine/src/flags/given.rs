@@ -1,5 +1,7 @@
 //! What vLLM's flags say, whichever spelling was given.
 
+use serde_json::{Map, Value};
+
 use super::{
     Arity, EngineFlag, is_flag,
     known::{Known, stem},
@@ -78,5 +80,53 @@ impl<'a> Given<'a> {
     pub fn value(&self, name: &str) -> Option<&'a str> {
         let mut mentions = self.0.iter().rev().filter(|flag| flag.name == name);
         mentions.find_map(|flag| flag.value)
+    }
+    /// Returns the value of a flag that takes a JSON object, written as JSON or key by key (`--x.key.key v`).
+    ///
+    /// As in vLLM, keys replace the JSON and are not merged into it (utils/argparse_utils.py,
+    /// `parse_args`).
+    ///
+    /// # Errors
+    /// The last value is not a JSON object.
+    pub fn object(&self, name: &str) -> Result<Option<Map<String, Value>>, serde_json::Error> {
+        let mut by_key = Map::new();
+        for flag in &self.0 {
+            let Some((stem, keys)) = flag.name.split_once('.') else {
+                continue;
+            };
+            if let Some(value) = flag.value.filter(|_| stem == name) {
+                put(&mut by_key, keys, value);
+            }
+        }
+        if !by_key.is_empty() {
+            return Ok(Some(by_key));
+        }
+        self.value(name).map(serde_json::from_str).transpose()
+    }
+}
+
+/// Puts a value under its keys; `key+` appends to a list.
+fn put(object: &mut Map<String, Value>, keys: &str, text: &str) {
+    if let Some((key, rest)) = keys.split_once('.') {
+        let inner = object
+            .entry(key)
+            .or_insert_with(|| Value::Object(Map::new()));
+        if !inner.is_object() {
+            *inner = Value::Object(Map::new());
+        }
+        if let Value::Object(inner) = inner {
+            put(inner, rest, text);
+        }
+        return;
+    }
+    let Some(key) = keys.strip_suffix('+') else {
+        let value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
+        object.insert(keys.to_owned(), value);
+        return;
+    };
+    let more = text.split(',').map(Value::from);
+    match object.get_mut(key) {
+        Some(Value::Array(list)) => list.extend(more),
+        _ => drop(object.insert(key.to_owned(), more.collect())),
     }
 }

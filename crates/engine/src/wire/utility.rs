@@ -47,7 +47,7 @@ pub(super) fn output(
 }
 
 /// Reads one msgpack value as JSON.
-pub(super) fn to_json(bytes: &[u8]) -> Result<Value, WireError> {
+pub(crate) fn to_json(bytes: &[u8]) -> Result<Value, WireError> {
     value(&mut Reader::new(bytes), MAX_NESTING)
 }
 

@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
 use stator_common::settings::{DiscoveryBackend, Secret, Variables, duration};
 
-use super::{ConfigError, ReasoningField};
+use super::{ConditionalMode, ConfigError, ReasoningField};
 use crate::pool::RouterMode;
 
 /// Flags of the processor alone that the environment may give. The `DYN_*` names are Dynamo's (frontend, 1.6).
@@ -32,6 +32,16 @@ pub(super) const ENVIRONMENT: Variables = Variables(&[
     ("header-timeout", &["STATOR_HEADER_TIMEOUT"]),
     ("body-timeout", &["STATOR_BODY_TIMEOUT"]),
     ("idle-timeout", &["STATOR_IDLE_TIMEOUT"]),
+    ("request-timeout", &["STATOR_REQUEST_TIMEOUT"]),
+    ("conditional-disagg", &["STATOR_CONDITIONAL_DISAGG"]),
+    (
+        "disagg-min-prefill-tokens",
+        &["STATOR_DISAGG_MIN_PREFILL_TOKENS"],
+    ),
+    (
+        "disagg-max-prefill-queue",
+        &["STATOR_DISAGG_MAX_PREFILL_QUEUE"],
+    ),
     (
         "trust-request-chat-template",
         &["STATOR_TRUST_REQUEST_CHAT_TEMPLATE"],
@@ -140,6 +150,15 @@ pub struct Settings {
     )]
     idle_timeout: Option<Duration>,
 
+    /// Longest time of a request, from its arrival to its last token; a request's own x-request-timeout-ms wins
+    /// [default: none].
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
+    #[serde(
+        with = "humantime_serde::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    request_timeout: Option<Duration>,
+
     /// Time that running requests get to finish when the process is told to end [default: 30s].
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
     #[serde(
@@ -170,9 +189,25 @@ pub struct Settings {
     #[arg(long, alias = "file-kv", value_name = "DIR", help_heading = "Workers")]
     discovery_path: Option<PathBuf>,
 
-    /// How a worker is chosen for a request: round-robin, random or least-loaded [default: round-robin].
+    /// How a worker is chosen for a request: round-robin, random, least-loaded or kv [default: round-robin].
+    /// kv is least-loaded by tokens until routing by cached prefixes is there. Prefill workers are always
+    /// chosen by the tokens that they have to compute.
     #[arg(long, alias = "router", value_name = "MODE", value_parser = router_mode, help_heading = "Workers")]
     router_mode: Option<RouterMode>,
+
+    /// Whether a decode worker may compute a prompt itself instead of a prefill worker: off, fixed (by the two
+    /// numbers below) or auto (from measured speeds and the load of the moment) [default: off, or fixed
+    /// with one of the numbers].
+    #[arg(long, value_name = "MODE", help_heading = "Disaggregation")]
+    conditional_disagg: Option<ConditionalMode>,
+
+    /// Prompts with fewer uncached tokens stay with a decode worker.
+    #[arg(long, value_name = "TOKENS", help_heading = "Disaggregation")]
+    disagg_min_prefill_tokens: Option<u64>,
+
+    /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute.
+    #[arg(long, value_name = "TOKENS", help_heading = "Disaggregation")]
+    disagg_max_prefill_queue: Option<u64>,
 
     /// Name of the field that carries a reasoning model's thoughts [default: reasoning_content].
     #[arg(long, value_name = "NAME", help_heading = "Answers")]
@@ -222,9 +257,9 @@ fn reveal<S: serde::Serializer>(
 
 fn router_mode(text: &str) -> Result<RouterMode, String> {
     <RouterMode as clap::ValueEnum>::from_str(text, false).map_err(|_| match text {
-        "kv" | "approx" | "direct" => {
-            format!("routing by '{text}' is not there yet: use round-robin, random or least-loaded")
+        "approx" | "direct" => {
+            format!("routing by '{text}' is not there yet: use round-robin, random, least-loaded or kv")
         }
-        _ => "expected round-robin, random or least-loaded".to_owned(),
+        _ => "expected round-robin, random, least-loaded or kv".to_owned(),
     })
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use stator_common::settings::{self, Secret, SecretError};
 
-use super::Config;
+use super::{ConditionalMode, Config};
 use super::cli::{self, Cli};
 
 /// Why the configuration could not be loaded.
@@ -67,6 +67,20 @@ pub fn load(
         return Err(ConfigError::Contradiction(
             "tls_cert_path and tls_key_path go together: give both or neither",
         ));
+    }
+    let numbers = config.disagg_min_prefill_tokens.or(config.disagg_max_prefill_queue);
+    match (config.conditional_disagg, numbers) {
+        (Some(ConditionalMode::Fixed), None) => {
+            return Err(ConfigError::Contradiction(
+                "conditional_disagg = fixed needs disagg_min_prefill_tokens or disagg_max_prefill_queue",
+            ));
+        }
+        (Some(ConditionalMode::Off | ConditionalMode::Auto), Some(_)) => {
+            return Err(ConfigError::Contradiction(
+                "disagg_min_prefill_tokens and disagg_max_prefill_queue count with conditional_disagg = fixed only",
+            ));
+        }
+        (Some(_) | None, _) => {}
     }
     if let Some(path) = config.api_key_file.clone() {
         config.api_key.extend(read_keys(&path)?);

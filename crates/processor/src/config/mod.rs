@@ -13,6 +13,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 pub use stator_common::settings::{DiscoveryBackend, Secret};
 
+use stator_router::{Bounds, Conditional};
+
 use crate::pool::RouterMode;
 
 pub use cli::{Cli, Settings, command};
@@ -73,6 +75,19 @@ pub struct Config {
     pub discovery_path: Option<PathBuf>,
     /// How a worker is chosen. Default `round-robin`.
     pub router_mode: RouterMode,
+    /// Longest time of a request that names none itself (`x-request-timeout-ms`), from its arrival to its last
+    /// token. Absent, the default: any.
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub request_timeout: Option<Duration>,
+    /// When decode workers compute prompts themselves. Absent: by the two numbers below, if one is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conditional_disagg: Option<ConditionalMode>,
+    /// Prompts with fewer uncached tokens stay with a decode worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disagg_min_prefill_tokens: Option<u64>,
+    /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disagg_max_prefill_queue: Option<u64>,
     /// Name of the field that carries a reasoning model's thoughts. Default `reasoning_content`.
     pub reasoning_field_name: ReasoningField,
     /// Whether requests may bring chat templates of their own. A template is bounded in time but not in
@@ -104,8 +119,41 @@ impl Default for Config {
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
             router_mode: RouterMode::RoundRobin,
+            request_timeout: None,
+            conditional_disagg: None,
+            disagg_min_prefill_tokens: None,
+            disagg_max_prefill_queue: None,
             reasoning_field_name: ReasoningField::ReasoningContent,
             trust_request_chat_template: false,
+        }
+    }
+}
+
+/// How it is decided whether a decode worker computes a prompt itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum ConditionalMode {
+    /// It never does.
+    Off,
+    /// By fixed numbers.
+    Fixed,
+    /// From measured speeds and the load of the moment.
+    Auto,
+}
+
+impl Config {
+    /// Returns when decode workers compute prompts themselves.
+    pub fn conditional(&self) -> Conditional {
+        let numbers = self.disagg_min_prefill_tokens.is_some() || self.disagg_max_prefill_queue.is_some();
+        match self.conditional_disagg {
+            Some(ConditionalMode::Auto) => Conditional::Auto,
+            Some(ConditionalMode::Off) => Conditional::Off,
+            None if !numbers => Conditional::Off,
+            Some(ConditionalMode::Fixed) | None => Conditional::Fixed(Bounds {
+                min_prefill_tokens: self.disagg_min_prefill_tokens.unwrap_or(0),
+                max_prefill_queue: self.disagg_max_prefill_queue,
+            }),
         }
     }
 }

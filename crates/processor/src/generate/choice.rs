@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use stator_common::Code;
-use stator_common::proto::worker::{Delta, FinishReason, GenerateRequest, TokenLogprobs};
+use stator_common::proto::worker::{Delta, FinishReason, TokenLogprobs};
 use stator_text::{End, OutputText, TokenizerError};
 
-use crate::models::Model;
+use crate::fleet::{Fleet, Order};
 use crate::openai::ApiError;
 use crate::pool::{ABORTED, Attempt, DispatchError};
 
@@ -82,12 +82,12 @@ impl Choice {
     ///
     /// - `constraint`: the field that asks for a form of answer, where one does.
     pub(crate) fn new(
-        model: Arc<Model>,
-        request: Arc<GenerateRequest>,
+        fleet: Arc<Fleet>,
+        order: Order,
         text: OutputText,
         constraint: Option<&'static str>,
     ) -> Self {
-        let attempt = async move { model.dispatch(&request).await };
+        let attempt = async move { fleet.dispatch(&order).await };
         Self {
             source: Source::Starting(Box::pin(attempt)),
             text,

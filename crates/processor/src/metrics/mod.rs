@@ -5,6 +5,7 @@
 //! labels come and go with worker processes are not kept here but written from the live workers at the
 //! time of asking (`server::scrape`), so that memory does not grow with their history.
 
+mod handoff;
 mod labels;
 mod observation;
 
@@ -18,6 +19,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+pub use handoff::HandOffMetrics;
 pub use labels::{Endpoint, Outcome};
 use observation::EndpointMetrics;
 pub use observation::{ModelMetrics, Observation};
@@ -79,6 +81,7 @@ impl Metrics {
         ];
         let recorder = buckets
             .into_iter()
+            .chain(handoff::BUCKETS)
             .try_fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
                 builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds)
             })
@@ -138,6 +141,7 @@ impl Metrics {
         );
         r.describe_histogram(PROMPT_TOKENS.into(), None, text("Tokens per prompt"));
         r.describe_histogram(OUTPUT_TOKENS.into(), None, text("Tokens per answer"));
+        handoff::describe(self);
     }
 
     /// Writes everything in Prometheus's text format.
@@ -191,6 +195,7 @@ impl Metrics {
                 }
             }),
             retries: self.counter("stator_processor_retries_total", &[("model", model)]),
+            handoff: HandOffMetrics::new(self, model),
             totals: Arc::clone(&self.totals),
         }
     }

@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::{Endpoint, Outcome, Totals};
+use super::{Endpoint, HandOffMetrics, Outcome, Totals};
 
 /// The handles of one model.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ModelMetrics {
     pub(super) endpoints: [EndpointMetrics; Endpoint::ALL.len()],
     /// Attempts that were repeated on another worker.
     pub(crate) retries: Counter,
+    pub(crate) handoff: HandOffMetrics,
     pub(super) totals: Arc<Totals>,
 }
 

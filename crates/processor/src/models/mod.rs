@@ -14,15 +14,14 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use stator_common::card;
-use stator_common::proto::worker::GenerateRequest;
 use stator_common::{Code, WorkerId};
 
 pub use generation::GenerationConfig;
 pub use load::{Assets, LoadError};
 pub use registry::Registry;
 
+use crate::fleet::Fleet;
 use crate::metrics::ModelMetrics;
-use crate::pool::{Attempt, DispatchError, Pool};
 
 /// One model, with everything needed to turn a request into tokens and tokens into an answer.
 pub struct Model {
@@ -37,18 +36,7 @@ pub struct Model {
     /// What is measured about it.
     pub metrics: ModelMetrics,
     /// The workers that serve it.
-    pub pool: Pool,
-}
-
-impl Model {
-    /// Sends a request to one of the model's workers and waits for the first delta; see
-    /// [`Pool::dispatch`].
-    ///
-    /// # Errors
-    /// [`DispatchError`].
-    pub async fn dispatch(&self, request: &GenerateRequest) -> Result<Attempt, DispatchError> {
-        self.pool.dispatch(request).await
-    }
+    pub fleet: Arc<Fleet>,
 }
 
 /// Why no model of a name can be used.

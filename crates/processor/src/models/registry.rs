@@ -20,9 +20,10 @@ use tracing::{error, info, warn};
 use super::agreement::disagreement;
 use super::load::{self, Assets, LoadError};
 use super::{Model, Models, Snapshot, Unused};
-use crate::config::{Config, Secret};
-use crate::metrics::Metrics;
-use crate::pool::{Pool, Worker};
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::metrics::{Metrics, ModelMetrics};
+use crate::pool::Worker;
 
 /// Pause before a model's files are asked for again, when no worker could deliver them.
 const RELOAD_PAUSE: Duration = Duration::from_millis(500);
@@ -44,6 +45,8 @@ struct Group {
     fingerprint: BlobHash,
     model: card::Model,
     workers: Vec<Arc<Worker>>,
+    fleet: Arc<Fleet>,
+    metrics: ModelMetrics,
     state: GroupState,
 }
 
@@ -113,9 +116,9 @@ impl Registry {
             return;
         }
         match card.role {
-            Role::Agg => {}
-            // The other roles serve legs of a hand-off, which this processor does not run.
-            Role::Prefill | Role::Decode | Role::Encode => return,
+            Role::Agg | Role::Prefill | Role::Decode => {}
+            // Its leg of a hand-off is not run by this processor.
+            Role::Encode => return,
         }
         if let Some(known) = self.known(&card.worker) {
             if **known == *card {
@@ -143,20 +146,22 @@ impl Registry {
             return;
         }
         let id = card.model.names[0].clone();
-        info!(worker = %card.worker, address = card.address, model = id, "worker joined");
-        let worker = Arc::new(Worker::new(
-            Arc::clone(&card),
-            connect(&card, self.config.plane_token.as_ref()),
-        ));
+        info!(worker = %card.worker, role = %card.role, address = card.address, model = id, "worker joined");
         match self.groups.entry(id) {
             Entry::Occupied(mut group) => {
                 let group = group.get_mut();
-                if let GroupState::Ready(model) = &group.state {
-                    model.pool.add(&worker);
-                }
+                let worker = join(&group.fleet, card, &self.config);
                 group.workers.push(worker);
             }
             Entry::Vacant(entry) => {
+                let metrics = self.metrics.model(entry.key());
+                let fleet = Arc::new(Fleet::new(
+                    self.config.router_mode,
+                    self.config.conditional(),
+                    rand::random(),
+                    metrics.clone(),
+                ));
+                let worker = join(&fleet, Arc::clone(&card), &self.config);
                 let fingerprint = card.model.fingerprint();
                 let load = load(
                     entry.key(),
@@ -168,6 +173,8 @@ impl Registry {
                     fingerprint,
                     model: card.model.clone(),
                     workers: vec![worker],
+                    fleet,
+                    metrics,
                     state: GroupState::Loading(self.loads.spawn(load)),
                 });
             }
@@ -208,9 +215,7 @@ impl Registry {
         };
         info!(%worker, model = id, "worker left");
         group.workers.retain(|known| known.id() != worker);
-        if let GroupState::Ready(model) = &group.state {
-            model.pool.remove(worker);
-        }
+        group.fleet.remove(worker);
         if !group.workers.is_empty() {
             return;
         }
@@ -242,23 +247,14 @@ impl Registry {
         };
         group.state = match result {
             Ok(assets) => {
-                let metrics = self.metrics.model(&id);
-                let pool = Pool::new(
-                    self.config.router_mode,
-                    rand::random(),
-                    metrics.retries.clone(),
-                );
-                for worker in &group.workers {
-                    pool.add(worker);
-                }
                 info!(model = id, workers = group.workers.len(), "model ready");
                 let model = Model {
                     id,
                     created: now(),
                     card: group.model.clone(),
                     assets,
-                    metrics,
-                    pool,
+                    metrics: group.metrics.clone(),
+                    fleet: Arc::clone(&group.fleet),
                 };
                 GroupState::Ready(Arc::new(model))
             }
@@ -327,13 +323,19 @@ fn unused(group: &Group, reason: &str) -> impl Iterator<Item = Unused> {
     })
 }
 
-fn connect(card: &Card, token: Option<&Secret>) -> Client {
-    let config = ClientConfig {
+/// Connects to a worker and adds it to a fleet.
+fn join(fleet: &Fleet, card: Arc<Card>, config: &Config) -> Arc<Worker> {
+    let token = config.plane_token.as_ref();
+    let client = ClientConfig {
         worker: Some(card.worker.clone()),
         token: token.map(|token| token.reveal().to_owned()),
+        unclaimed: fleet.unclaimed(),
         ..ClientConfig::default()
     };
-    Client::connect(&card.address, config)
+    let client = Client::connect(&card.address, client);
+    let worker = Arc::new(Worker::new(card, client));
+    fleet.add(&worker);
+    worker
 }
 
 /// Loads a model from the first worker that can deliver it.

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::http::HeaderMap;
 use bytes::BytesMut;
 use stator_common::Code;
 use stator_common::proto::worker::{GenerateRequest, Sampling};
 use stator_text::{DetokenizeOptions, OutputText, StopStrings};
+use tokio::time::Instant;
 
 use super::error::ApiError;
 use super::json;
@@ -17,6 +18,7 @@ use super::request::{Int, Shared};
 use super::sampling::{self, Limits};
 use super::structured;
 use crate::App;
+use crate::fleet::{Order, Siblings};
 use crate::generate::Choice;
 use crate::models::Model;
 use crate::server::RequestId;
@@ -70,6 +72,48 @@ pub(crate) fn limits(model: &Model) -> Limits<'_> {
 pub(crate) struct Arrival {
     pub(crate) id: RequestId,
     pub(crate) headers: HeaderMap,
+    /// When the client's patience ends.
+    deadline: Option<Instant>,
+}
+
+impl Arrival {
+    /// Notes a request that has come now.
+    ///
+    /// - `timeout`: of requests that name none.
+    ///
+    /// # Errors
+    /// The header that names one is not a number of milliseconds.
+    pub(crate) fn new(
+        id: RequestId,
+        headers: HeaderMap,
+        timeout: Option<Duration>,
+    ) -> Result<Self, ApiError> {
+        let timeout = own_timeout(&headers)?.or(timeout);
+        Ok(Self {
+            id,
+            headers,
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+        })
+    }
+}
+
+/// Reads the header by which a client bounds its request's time.
+fn own_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let name = "x-request-timeout-ms";
+    let Some(value) = headers.get(name) else {
+        return Ok(None);
+    };
+    let milliseconds = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    match milliseconds.filter(|&milliseconds| milliseconds > 0) {
+        Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds))),
+        None => {
+            let message = format!("{name} must be a positive number of milliseconds, got {value:?}");
+            Err(ApiError::invalid(name, message))
+        }
+    }
 }
 
 /// What every event and answer of a request repeats.
@@ -163,6 +207,7 @@ pub(crate) struct Common {
     priority: i32,
     cache_salt: String,
     dp_rank: Option<u32>,
+    deadline: Option<Instant>,
     trace_headers: HashMap<String, String>,
     stop: Vec<String>,
     include_stop: bool,
@@ -182,9 +227,10 @@ impl Common {
     pub(crate) fn new(
         shared: &Shared,
         head: &Head,
-        headers: &HeaderMap,
+        arrival: &Arrival,
         model: &Model,
     ) -> Result<Self, ApiError> {
+        let headers = &arrival.headers;
         sampling::refuse_unsupported(shared)?;
         if head.id.len() > MAX_ID || head.id.contains(char::is_control) {
             let message = format!(
@@ -215,6 +261,7 @@ impl Common {
             priority,
             cache_salt: cache_salt(shared)?,
             dp_rank: dp_rank(headers, model)?,
+            deadline: arrival.deadline,
             room: MAX_CHOICE_BYTES,
             trace_headers: traces.collect(),
             stop: sampling::stop_strings(shared)?.to_vec(),
@@ -269,6 +316,7 @@ impl Common {
         };
         self.take_room(&request)?;
         let request = Arc::new(request);
+        let siblings = Arc::new(Siblings::default());
         let tokenizer = &model.assets.tokenizer;
         let choice = |i: usize| {
             let mut request = Arc::clone(&request);
@@ -288,7 +336,13 @@ impl Common {
                 .as_ref()
                 .map(|_| self.constraint);
             let text = OutputText::new(detokenizer, stop);
-            Ok(Choice::new(Arc::clone(model), request, text, constraint))
+            let order = Order {
+                request,
+                siblings: Arc::clone(&siblings),
+                deadline: self.deadline,
+            };
+            let fleet = Arc::clone(&model.fleet);
+            Ok(Choice::new(fleet, order, text, constraint))
         };
         (0..self.n).map(choice).collect()
     }

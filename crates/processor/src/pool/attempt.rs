@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use futures::StreamExt;
 use stator_common::plane::tcp::DeltaStream;
-use stator_common::proto::worker::{self, Delta, FinishReason, GenerateRequest};
+use stator_common::proto::worker::{self, Delta, FinishReason, GenerateRequest, TokenLogprobs};
 use stator_common::{Code, ids::WorkerId};
 use stator_router::Booking;
 
@@ -17,29 +17,38 @@ use super::{DispatchError, Target, Worker};
 pub(crate) const ABORTED: &str = "the engine aborted the request";
 
 /// A request whose worker is chosen and whose load is booked there; not sent yet.
-pub(super) struct Booked {
+pub(crate) struct Booked {
     target: Arc<Target>,
     booking: Booking,
 }
 
 impl Booked {
-    pub(super) fn new(target: &Arc<Target>, prompt_tokens: usize) -> Self {
+    pub(super) fn new(target: &Arc<Target>, prompt_tokens: usize, prefilled: bool) -> Self {
         target.worker.chosen();
+        let ledger = &target.ledger;
         Self {
             target: Arc::clone(target),
-            booking: target.ledger.book(prompt_tokens),
+            booking: if prefilled {
+                ledger.book_decode(prompt_tokens)
+            } else {
+                ledger.book(prompt_tokens)
+            },
         }
     }
 
-    pub(super) fn worker(&self) -> &Arc<Worker> {
+    pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.target.worker
     }
 
-    /// Sends the request and waits for the first delta.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Sends the request.
     ///
     /// # Errors
-    /// The worker refused the request, or was lost before it answered.
-    pub(super) async fn begin(self, request: &GenerateRequest) -> Result<Attempt, DispatchError> {
+    /// It could not be sent.
+    pub(crate) fn send(self, request: &GenerateRequest) -> Result<Attempt, DispatchError> {
         let Self { target, booking } = self;
         let client = target.worker.client();
         let sent = if target.dp_rank.is_some() && request.dp_rank.is_none() {
@@ -54,31 +63,37 @@ impl Booked {
             code: error.code(),
             message: error.to_string(),
             field: None,
+            began: false,
         })?;
-        let mut attempt = Attempt {
+        Ok(Attempt {
             stream,
             target,
             booking: Some(booking),
             first: None,
-        };
+        })
+    }
+
+    /// Sends the request and waits for the first delta.
+    ///
+    /// # Errors
+    /// The worker refused the request, or was lost before it answered.
+    pub(crate) async fn begin(self, request: &GenerateRequest) -> Result<Attempt, DispatchError> {
+        let mut attempt = self.send(request)?;
         let first = attempt.next().await;
         match first {
             Some(delta) if delta.finish == FinishReason::Error as i32 => Err(refusal(delta)),
-            Some(delta) if delta.finish == FinishReason::Abort as i32 => Err(DispatchError {
-                code: Code::Unavailable,
-                message: ABORTED.to_owned(),
-                field: None,
-            }),
+            Some(delta) if delta.finish == FinishReason::Abort as i32 => {
+                Err(DispatchError::new(Code::Unavailable, ABORTED))
+            }
             Some(delta) => {
                 attempt.target.worker.answered();
                 attempt.first = Some(delta);
                 Ok(attempt)
             }
-            None => Err(DispatchError {
-                code: Code::Disconnected,
-                message: "the worker ended the stream without an answer".to_owned(),
-                field: None,
-            }),
+            None => Err(DispatchError::new(
+                Code::Disconnected,
+                "the worker ended the stream without an answer",
+            )),
         }
     }
 }
@@ -86,16 +101,17 @@ impl Booked {
 /// Returns why a worker ended a stream in an error.
 fn refusal(delta: Delta) -> DispatchError {
     match delta.error {
-        Some(error) => DispatchError {
-            code: error.code().into(),
-            field: (!error.field.is_empty()).then(|| error.field.clone()),
-            message: error.message,
-        },
-        None => DispatchError {
-            code: Code::Internal,
-            message: "the worker failed without a reason".to_owned(),
-            field: None,
-        },
+        Some(error) => {
+            let code = error.code().into();
+            DispatchError {
+                code,
+                field: (!error.field.is_empty()).then(|| error.field.clone()),
+                message: error.message,
+                // A worker that takes nothing new says so before it asks its engine.
+                began: code != Code::Draining,
+            }
+        }
+        None => DispatchError::new(Code::Internal, "the worker failed without a reason"),
     }
 }
 
@@ -136,6 +152,14 @@ impl Attempt {
     /// Returns the worker that answers.
     pub fn worker(&self) -> &WorkerId {
         self.target.worker.id()
+    }
+
+    /// Puts what an earlier leg said about the prompt in place of what this worker knows of it.
+    pub(crate) fn preface(&mut self, prompt_logprobs: Vec<TokenLogprobs>, cached: Option<u32>) {
+        if let Some(first) = &mut self.first {
+            first.prompt_logprobs = prompt_logprobs;
+            first.cached_tokens = cached;
+        }
     }
 
     fn account(&mut self, delta: &Delta) {

@@ -1,8 +1,10 @@
-//! The workers of one model: who may take a request, who gets it, and what happens when it fails there.
+//! The workers that do the same for one model: who may take a request, who gets it, and what happens when
+//! it fails there.
 //!
 //! A [`Pool`] holds targets (a worker, or one data-parallel rank of it). [`Pool::dispatch`] asks the router
 //! for one, books the request on it, sends it and waits for the first delta. Until that delta nothing
 //! has been shown to the client, so a failure that another worker may not share is repeated there.
+//! Requests that take several workers, one after the other, are `fleet`'s: it chooses from several pools.
 
 mod attempt;
 mod worker;
@@ -20,8 +22,8 @@ use stator_common::{Code, WorkerId};
 use stator_router::{Candidate, Measure, Policy, Router};
 use tracing::debug;
 
-pub(crate) use attempt::ABORTED;
 pub use attempt::Attempt;
+pub(crate) use attempt::{ABORTED, Booked};
 pub use worker::{Availability, Target, Worker};
 
 /// Workers that one request is sent to at most. Failures come in groups (a rolling restart drains
@@ -38,14 +40,18 @@ pub enum RouterMode {
     Random,
     /// The one with the fewest unfinished requests.
     LeastLoaded,
+    /// By what each worker's KV cache holds. Not there yet: the one with the fewest tokens to compute and to
+    /// hold, which is said at start-up.
+    Kv,
 }
 
 impl RouterMode {
-    fn policy(self) -> Policy {
+    pub(crate) fn policy(self) -> Policy {
         match self {
             Self::RoundRobin => Policy::RoundRobin,
             Self::Random => Policy::Random,
             Self::LeastLoaded => Policy::LeastLoaded(Measure::Requests),
+            Self::Kv => Policy::LeastLoaded(Measure::Tokens),
         }
     }
 }
@@ -56,6 +62,7 @@ impl fmt::Display for RouterMode {
             Self::RoundRobin => "round-robin",
             Self::Random => "random",
             Self::LeastLoaded => "least-loaded",
+            Self::Kv => "kv",
         })
     }
 }
@@ -70,6 +77,8 @@ pub struct DispatchError {
     pub message: String,
     /// The request field at fault, where the worker named one.
     pub field: Option<String>,
+    /// Whether an engine may have seen the request.
+    pub(crate) began: bool,
 }
 
 impl DispatchError {
@@ -78,16 +87,51 @@ impl DispatchError {
         self.code
     }
 
-    fn nobody(message: &str) -> Self {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
-            code: Code::Unavailable,
-            message: message.to_owned(),
+            code,
+            message: message.into(),
             field: None,
+            began: true,
         }
     }
 }
 
-/// The workers of one model.
+/// What a target is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask<'a> {
+    pub(crate) request: &'a GenerateRequest,
+    /// Workers that had it and failed.
+    pub(crate) tried: &'a [WorkerId],
+    /// The one that gets it if it can.
+    pub(crate) preferred: Option<&'a WorkerId>,
+    /// The worker at the other end of the hand-off.
+    pub(crate) partner: Option<&'a Worker>,
+    /// Whether the prompt is computed elsewhere.
+    pub(crate) prefilled: bool,
+}
+
+impl<'a> Ask<'a> {
+    /// Asks for all of a request.
+    pub(crate) fn new(request: &'a GenerateRequest, tried: &'a [WorkerId]) -> Self {
+        Self {
+            request,
+            tried,
+            preferred: None,
+            partner: None,
+            prefilled: false,
+        }
+    }
+
+    fn takes(&self, target: &Target) -> bool {
+        let asked = self.request.dp_rank;
+        !self.tried.contains(target.worker.id())
+            && asked.is_none_or(|rank| target.dp_rank.is_none_or(|own| own == rank))
+            && self.partner.is_none_or(|other| target.worker.fits(other))
+    }
+}
+
+/// The workers that do the same for one model.
 pub struct Pool {
     router: Mutex<Router>,
     targets: ArcSwap<Vec<Arc<Target>>>,
@@ -99,9 +143,9 @@ impl Pool {
     ///
     /// - `seed`: of the random policy.
     /// - `retries`: counts attempts that were repeated on another worker.
-    pub fn new(mode: RouterMode, seed: u64, retries: Counter) -> Self {
+    pub fn new(policy: Policy, seed: u64, retries: Counter) -> Self {
         Self {
-            router: Mutex::new(Router::new(mode.policy(), seed)),
+            router: Mutex::new(Router::new(policy, seed)),
             targets: ArcSwap::default(),
             retries,
         }
@@ -148,10 +192,9 @@ impl Pool {
         let mut tried: SmallVec<[WorkerId; MAX_ATTEMPTS]> = SmallVec::new();
         let mut last: Option<DispatchError> = None;
         loop {
-            let attempt = match self.choose(request, &tried) {
-                Ok(attempt) => attempt,
+            let Some(attempt) = self.choose(&Ask::new(request, &tried)) else {
                 // The failure of a worker that was there says more than the absence of others.
-                Err(nobody) => return Err(last.unwrap_or(nobody)),
+                return Err(last.unwrap_or_else(nobody));
             };
             let worker = attempt.worker().clone();
             let error = match attempt.begin(request).await {
@@ -172,29 +215,29 @@ impl Pool {
         }
     }
 
-    /// Chooses a target that was not tried yet and books the request on it.
-    fn choose(
-        &self,
-        request: &GenerateRequest,
-        tried: &[WorkerId],
-    ) -> Result<attempt::Booked, DispatchError> {
+    /// Counts an attempt that is repeated.
+    pub(crate) fn retried(&self) {
+        self.retries.increment(1);
+    }
+
+    /// Chooses a target and books the request on it. Absent: nobody can take it.
+    pub(crate) fn choose(&self, ask: &Ask<'_>) -> Option<Booked> {
         let targets = self.targets.load();
-        let fits = |target: &Target| {
-            !tried.contains(target.worker.id())
-                && request
-                    .dp_rank
-                    .is_none_or(|rank| target.dp_rank.is_none_or(|own| own == rank))
-        };
         let of = |wanted: Availability| -> SmallVec<[&Arc<Target>; 16]> {
             let open = targets
                 .iter()
                 .filter(|target| target.worker.availability() == wanted);
-            open.filter(|target| fits(target)).collect()
+            open.filter(|target| ask.takes(target)).collect()
         };
         let mut open = of(Availability::Open);
         if open.is_empty() {
             // All that are connected failed a moment ago; one of them is still the best there is.
             open = of(Availability::Inhibited);
+        }
+        if let Some(preferred) = ask.preferred
+            && open.iter().any(|target| target.worker.id() == preferred)
+        {
+            open.retain(|target| target.worker.id() == preferred);
         }
         let candidates: SmallVec<[Candidate<'_>; 16]> = open
             .iter()
@@ -204,15 +247,17 @@ impl Pool {
                 load: target.ledger.load(),
             })
             .collect();
-        let prompt = attempt::Prompt::new(request);
+        let prompt = attempt::Prompt::new(ask.request);
         let mut router = self.router.lock();
-        let choice = router
-            .choose(&candidates, &prompt)
-            .map_err(|_| DispatchError::nobody("no worker of this model is connected"))?;
+        let choice = router.choose(&candidates, &prompt).ok()?;
         // Booked before the router is let go of, so that the next decision sees it.
-        let booked = attempt::Booked::new(open[choice.index], prompt.len());
+        let booked = Booked::new(open[choice.index], prompt.len(), ask.prefilled);
         drop(router);
-        debug!(worker = %booked.worker().id(), request = request.request_id, reason = %choice.reason, "routed");
-        Ok(booked)
+        debug!(worker = %booked.worker().id(), request = ask.request.request_id, reason = %choice.reason, "routed");
+        Some(booked)
     }
+}
+
+fn nobody() -> DispatchError {
+    DispatchError::new(Code::Unavailable, "no worker of this model is connected")
 }

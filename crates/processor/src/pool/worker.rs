@@ -90,6 +90,19 @@ impl Worker {
         self.decisions.load(Ordering::Relaxed)
     }
 
+    /// Says whether KV can go from one of the two to the other: both ends must be the same build of the same
+    /// model (vLLM compares them before it moves anything), and speak of it in the same way.
+    pub(crate) fn fits(&self, other: &Self) -> bool {
+        let (own, other) = (&self.card, &other.card);
+        let way = |card: &Card| {
+            let handoff = card.handoff.as_ref();
+            handoff.map(|handoff| (handoff.connector.clone(), handoff.protocol))
+        };
+        own.model.vllm_version == other.model.vllm_version
+            && own.model.root == other.model.root
+            && way(own) == way(other)
+    }
+
     /// Says whether it may get a request now.
     pub fn availability(&self) -> Availability {
         if !self.is_ready() {

@@ -26,7 +26,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Val
     let models = app.models.list();
     let up: Vec<_> = models
         .iter()
-        .filter(|model| model.pool.is_available())
+        .filter(|model| model.fleet.is_available())
         .map(|model| &model.id)
         .collect();
     let reasons = reasons(&app, &models);
@@ -48,8 +48,10 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> (StatusCode, Json<Val
 
 /// Returns what keeps models from answering.
 pub(super) fn reasons(app: &App, models: &[Arc<Model>]) -> Vec<String> {
-    let down = models.iter().filter(|model| !model.pool.is_available());
-    let down = down.map(|model| format!("{}: no worker is connected", model.id));
+    let down = models.iter().filter_map(|model| {
+        let lacks = model.fleet.lacks()?;
+        Some(format!("{}: {lacks}", model.id))
+    });
     let unused = app.models.unused().into_iter().map(|unused| {
         format!(
             "{}: worker {} is not used: {}",

@@ -87,7 +87,7 @@ fn write_workers(text: &mut String, models: &[Arc<Model>]) {
     for (name, kind, help, read) in WORKER_SERIES {
         head(text, name, kind, help);
         for model in models {
-            for target in model.pool.targets().iter() {
+            for target in model.fleet.targets().iter() {
                 let Some(value) = read(target) else { continue };
                 let rank = target
                     .dp_rank
@@ -109,7 +109,7 @@ fn write_workers(text: &mut String, models: &[Arc<Model>]) {
         "Whether a worker can answer for the model",
     );
     for model in models {
-        let value = u8::from(model.pool.is_available());
+        let value = u8::from(model.fleet.is_available());
         sample(text, "model_ready", &[("model", model.id.as_str())], value);
     }
 }

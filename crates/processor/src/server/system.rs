@@ -56,7 +56,7 @@ async fn status(State(app): State<Arc<App>>) -> Json<Value> {
     let models = app.models.list();
     let up: Vec<_> = models
         .iter()
-        .filter(|model| model.pool.is_available())
+        .filter(|model| model.fleet.is_available())
         .map(|model| &model.id)
         .collect();
     let state = match app.drain.phase() {

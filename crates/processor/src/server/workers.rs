@@ -28,7 +28,7 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Value> {
 }
 
 fn entry(model: &Model) -> Value {
-    let targets = model.pool.targets();
+    let targets = model.fleet.targets();
     json!({
         "model": model.id,
         "names": model.card.names,

@@ -6,7 +6,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 pub use stator_common::settings::DiscoveryBackend;
-use stator_common::settings::Variables;
+use stator_common::{card::Role, settings::Variables};
 use stator_engine::{
     flags::{self, Arity, EngineFlag, FlagError},
     introspect::{self, IntrospectError},
@@ -46,7 +46,6 @@ pub(crate) const ENVIRONMENT: Variables = Variables(&[
     version,
     about = "A worker of Stator: drives a vLLM engine and takes requests from processors",
     max_term_width = 100,
-    override_usage = "stator-agg MODEL [OPTIONS] [VLLM FLAGS]",
     disable_version_flag = true
 )]
 pub struct Cli {
@@ -103,10 +102,11 @@ impl CliError {
 /// # Errors
 /// [`CliError`].
 pub fn parse(
+    role: Role,
     argv: &[OsString],
     environment: &impl Fn(&str) -> Option<String>,
 ) -> Result<Cli, CliError> {
-    let own = command();
+    let own = command(role);
     let early = argv
         .iter()
         .skip(1)
@@ -124,7 +124,7 @@ pub fn parse(
         });
         own.try_get_matches_from(argv.first().into_iter().chain(flag))?;
     }
-    let own = command();
+    let own = command(role);
     // A file that cannot be read is complained about when it is loaded.
     let file: toml::Table = flags::own_value(argv, "config")
         .and_then(|path| std::fs::read_to_string(path).ok()?.parse().ok())
@@ -184,8 +184,11 @@ fn simulator_flags() -> impl Iterator<Item = EngineFlag> {
 }
 
 /// Returns the command, with the names that the environment may use written into the help.
-pub fn command() -> clap::Command {
-    ENVIRONMENT.told_by(Cli::command().after_help(
+pub fn command(role: Role) -> clap::Command {
+    let command = Cli::command()
+        .name(format!("stator-{role}"))
+        .override_usage(format!("stator-{role} MODEL [OPTIONS] [VLLM FLAGS]"));
+    ENVIRONMENT.told_by(command.after_help(
         "MODEL is a folder or a Hugging Face id.\n\
          All flags of `vllm serve` are taken as well and go to the engine as they are; what follows `--` \
          is not even looked at.\n\
@@ -199,7 +202,7 @@ mod tests {
 
     fn sim(line: &str) -> Result<Cli, CliError> {
         let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-        parse(&argv, &|_| None)
+        parse(Role::Agg, &argv, &|_| None)
     }
 
     #[test]
@@ -237,6 +240,6 @@ mod tests {
 
     #[test]
     fn the_command_is_well_formed() {
-        command().debug_assert();
+        command(Role::Agg).debug_assert();
     }
 }

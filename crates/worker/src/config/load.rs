@@ -10,6 +10,7 @@ use stator_common::{
     card::{self, Role},
     settings::{self, SecretError},
 };
+use stator_engine::handoff::TransferError;
 
 use super::Config;
 use crate::{
@@ -50,6 +51,23 @@ pub enum ConfigError {
     OpenPlane(String),
     #[error(transparent)]
     Python(#[from] PythonError),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    #[error(
+        "a {0} worker needs a connector that hands KV from engine to engine: --kv-transfer-config \
+         '{{\"kv_connector\":\"NixlConnector\",\"kv_role\":\"{role}\"}}'",
+        role = kv_role(*.0)
+    )]
+    NoHandOff(Role),
+}
+
+/// Returns what vLLM calls a role's side of a transfer.
+fn kv_role(role: Role) -> &'static str {
+    match role {
+        Role::Prefill => "kv_producer",
+        Role::Decode => "kv_consumer",
+        Role::Agg | Role::Encode => "kv_both",
+    }
 }
 
 /// Loads the configuration: command line over environment over file over default.
@@ -60,13 +78,14 @@ pub enum ConfigError {
 /// [`ConfigError`].
 pub fn load(
     cli: &Cli,
+    role: Role,
     environment: &impl Fn(&str) -> Option<String>,
 ) -> Result<Config, ConfigError> {
     let mut merged = match &cli.config {
         Some(path) => read_toml(path)?,
         None => toml::Table::new(),
     };
-    merged.extend(layer(&environment_settings(environment)?)?);
+    merged.extend(layer(&environment_settings(role, environment)?)?);
     merged.extend(layer(&cli.settings)?);
     let mut config: Config = merged
         .try_into()
@@ -75,7 +94,7 @@ pub fn load(
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
     }
-    check(&config)?;
+    check(&config, role)?;
     Ok(config)
 }
 
@@ -87,11 +106,12 @@ pub fn to_toml(config: &Config) -> Result<String, toml::ser::Error> {
     toml::to_string_pretty(config)
 }
 
-fn check(config: &Config) -> Result<(), ConfigError> {
+fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     if config.model.is_empty() {
         return Err(ConfigError::NoModel);
     }
-    let place = config.place(Role::Agg);
+    config.handoff(role)?;
+    let place = config.place(role);
     for name in [place.namespace, place.component, place.endpoint] {
         if !card::is_name(&name) {
             return Err(ConfigError::Name(name));
@@ -118,9 +138,10 @@ fn read_toml(path: &Path) -> Result<toml::Table, ConfigError> {
 
 /// Turns variables into flags, so that both are parsed and refused alike.
 fn environment_settings(
+    role: Role,
     environment: &impl Fn(&str) -> Option<String>,
 ) -> Result<Settings, ConfigError> {
-    cli::command()
+    cli::command(role)
         .try_get_matches_from(ENVIRONMENT.command_line(environment))
         .and_then(|matches| Cli::from_arg_matches(&matches))
         .map(|cli| cli.settings)
@@ -145,7 +166,11 @@ mod tests {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        load(&cli::parse(&argv, &environment).unwrap(), &environment)
+        load(
+            &cli::parse(Role::Agg, &argv, &environment).unwrap(),
+            Role::Agg,
+            &environment,
+        )
     }
 
     #[test]

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
 pub use stator_common::settings::Secret;
 
+use stator_engine::handoff::{HandOff, TransferConfig};
+
 pub use load::{ConfigError, load, to_toml};
 
 use crate::cli::{DiscoveryBackend, EngineKind, RequestPlane};
@@ -146,6 +148,19 @@ impl Config {
             (None, Some(_)) => EngineKind::Attach,
             (None, None) => EngineKind::Vllm,
         }
+    }
+
+    /// Returns how the engines hand KV on; `None` for a role that does not.
+    ///
+    /// # Errors
+    /// [`ConfigError::Transfer`], and [`ConfigError::NoHandOff`] for a role that cannot do without.
+    pub fn handoff(&self, role: Role) -> Result<Option<HandOff>, ConfigError> {
+        match role {
+            Role::Agg | Role::Encode => return Ok(None),
+            Role::Prefill | Role::Decode => {}
+        }
+        let handoff = TransferConfig::given(&self.engine_args)?.and_then(|given| given.handoff());
+        handoff.map(Some).ok_or(ConfigError::NoHandOff(role))
     }
 
     /// Returns where the worker belongs.

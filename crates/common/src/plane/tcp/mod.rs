@@ -18,7 +18,7 @@ pub mod stream;
 
 use std::time::Duration;
 
-pub use client::{Client, ClientConfig, State};
+pub use client::{Client, ClientConfig, State, Unclaimed};
 pub use server::{Connection, Handler, Server, ServerConfig, ServerHandle};
 pub use stream::DeltaStream;
 

@@ -82,6 +82,11 @@ impl Slot {
         after
     }
 
+    /// Takes what waits, for a stream that has no reader any more.
+    pub(super) fn take(&self) -> Option<Delta> {
+        self.state.lock().waiting.take()
+    }
+
     fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Delta> {
         let mut state = self.state.lock();
         if let Some(delta) = state.waiting.take() {
@@ -145,7 +150,7 @@ impl Stream for DeltaStream {
 impl Drop for DeltaStream {
     fn drop(&mut self) {
         if !self.finished {
-            self.link.cancel(self.stream);
+            self.link.cancel(self.stream, &self.slot);
         }
     }
 }

@@ -66,7 +66,7 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, ApiError> {
     let ChatRequest { mut own, shared } = request;
     let head = Head::new("chatcmpl", &shared, arrival, model);
-    let mut common = Common::new(&shared, &head, &arrival.headers, model)?;
+    let mut common = Common::new(&shared, &head, arrival, model)?;
     let stream_usage = StreamUsage::new(&shared)?;
     let stream = (shared.stream == Some(true)).then_some(stream_usage);
     let logprobs = logprobs(&own)?;

@@ -61,7 +61,7 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, ApiError> {
     let CompletionRequest { own, shared } = request;
     let head = Head::new("cmpl", &shared, arrival, model);
-    let mut common = Common::new(&shared, &head, &arrival.headers, model)?;
+    let mut common = Common::new(&shared, &head, arrival, model)?;
     let stream_usage = StreamUsage::new(&shared)?;
     let stream = (shared.stream == Some(true)).then_some(stream_usage);
     if own.suffix.is_some_and(|suffix| !suffix.is_empty()) {

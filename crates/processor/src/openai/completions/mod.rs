@@ -34,7 +34,7 @@ pub(crate) async fn handle(
     let request: CompletionRequest = request::read(body, &app.long_work).await?;
     let model = common::model(&app, request.shared.model.as_deref())?;
     let mut observation = model.metrics.begin(Endpoint::Completions);
-    let arrival = Arrival { id, headers };
+    let arrival = Arrival::new(id, headers, app.config.request_timeout)?;
     let prepared = convert::prepare(request, &model, &arrival, &app.long_work).await;
     let prepared = prepared.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
     answer(prepared, model, observation).await

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::Shared;
+use super::{Shared, Unclaimed};
 use crate::{
     ids::BlobHash,
     plane::tcp::{
@@ -20,7 +20,7 @@ use crate::{
         outbound::Outbound,
         stream::{After, Slot},
     },
-    proto::worker::{GenerateRequest, StepDeltas},
+    proto::worker::{Delta, GenerateRequest, StepDeltas},
 };
 
 /// The largest blob that is taken: tokenizers reach 40 MiB.
@@ -31,6 +31,7 @@ pub(in crate::plane::tcp) struct Link {
     pub(super) out: Mutex<Outbound>,
     streams: Mutex<Streams>,
     blobs: Mutex<Blobs>,
+    unclaimed: Unclaimed,
 }
 
 #[derive(Default)]
@@ -70,8 +71,9 @@ impl Streams {
 }
 
 impl Link {
-    pub(super) fn new(out: Outbound) -> Self {
+    pub(super) fn new(out: Outbound, unclaimed: Unclaimed) -> Self {
         Self {
+            unclaimed,
             out: Mutex::new(out),
             streams: Mutex::default(),
             blobs: Mutex::default(),
@@ -130,9 +132,22 @@ impl Link {
     }
 
     /// Tells the worker that nobody reads a stream any more, unless it has ended.
-    pub(in crate::plane::tcp) fn cancel(&self, stream: u32) {
+    ///
+    /// - `slot`: the stream's; what lies in it is nobody's any more.
+    pub(in crate::plane::tcp) fn cancel(&self, stream: u32, slot: &Slot) {
         if self.streams.lock().open.remove(&stream).is_some() {
             self.put_cancel(stream);
+        }
+        // From here on nothing is put into the slot.
+        if let Some(delta) = slot.take() {
+            self.unread(delta);
+        }
+    }
+
+    /// Hands on what must not be lost of a delta that nobody reads.
+    fn unread(&self, delta: Delta) {
+        if !delta.kv_transfer_params.is_empty() {
+            (self.unclaimed)(delta);
         }
     }
 
@@ -159,12 +174,14 @@ impl Link {
     /// Distributes the deltas of a step.
     pub(super) fn step(&self, step: StepDeltas) {
         let mut overflowed = Vec::new();
+        let mut unread = Vec::new();
         {
             let mut streams = self.streams.lock();
             for delta in step.deltas {
                 let stream = delta.stream;
                 // Absent: cancelled a moment ago.
                 let Some(slot) = streams.open.get(&stream) else {
+                    unread.push(delta);
                     continue;
                 };
                 match slot.put(delta) {
@@ -179,6 +196,9 @@ impl Link {
         }
         for stream in overflowed {
             self.put_cancel(stream);
+        }
+        for delta in unread {
+            self.unread(delta);
         }
     }
 

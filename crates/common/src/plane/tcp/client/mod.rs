@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Code,
     ids::{BlobHash, WorkerId},
-    proto::worker::{GenerateRequest, Load},
+    proto::worker::{Delta, GenerateRequest, Load},
 };
 use task::Task;
 
@@ -44,7 +44,14 @@ pub struct ClientConfig {
     pub seed: u64,
     /// How to dial; default TCP.
     pub dial: Arc<dyn Dial>,
+    /// Takes deltas that carry `kv_transfer_params` and that nobody will read, since their stream was
+    /// cancelled: an engine keeps that KV until somebody gives it back. Default: they are dropped.
+    pub unclaimed: Unclaimed,
 }
+
+/// Takes what nobody will read; see [`ClientConfig::unclaimed`]. Called by the connection's task: it must not
+/// block.
+pub type Unclaimed = Arc<dyn Fn(Delta) + Send + Sync>;
 
 impl Default for ClientConfig {
     fn default() -> Self {
@@ -56,6 +63,7 @@ impl Default for ClientConfig {
             dead_after: DEAD_AFTER,
             seed: rand::random(),
             dial: Arc::new(Tcp),
+            unclaimed: Arc::new(drop),
         }
     }
 }

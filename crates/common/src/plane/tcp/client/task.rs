@@ -136,7 +136,8 @@ impl Task {
             Some(Kind::Welcome) => {
                 let welcome: plane::Welcome = frame::message(Kind::Welcome, peer.message)?;
                 info!(worker = %self.address, id = welcome.worker, software = welcome.software, "connected");
-                Ok((Arc::new(Link::new(out)), inbound))
+                let unclaimed = Arc::clone(&self.config.unclaimed);
+                Ok((Arc::new(Link::new(out, unclaimed)), inbound))
             }
             Some(Kind::Reject) => {
                 let error: Error = frame::message(Kind::Reject, peer.message)?;

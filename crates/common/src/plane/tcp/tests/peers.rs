@@ -68,7 +68,7 @@ async fn another_major_version_is_refused_with_both_versions() {
     let error: crate::proto::worker::Error =
         frame::message(frame::Kind::Reject, peer.message).unwrap();
     assert_eq!(error.code(), crate::proto::worker::Code::Incompatible);
-    assert!(error.message.contains("1.0"), "{}", error.message);
+    assert!(error.message.contains("1.1"), "{}", error.message);
     assert!(error.message.contains("2.3"), "{}", error.message);
 }
 

@@ -155,3 +155,49 @@ async fn a_large_prompt_arrives_whole() {
     let (_, _, request) = worker.submitted().await;
     assert_eq!(request.prompt_tokens, prompt);
 }
+
+/// The last delta of a prefill that hands its KV on.
+fn handed(stream: u32) -> Delta {
+    Delta {
+        kv_transfer_params: Bytes::from_static(b"kv"),
+        ..last(stream, FinishReason::Length)
+    }
+}
+
+#[tokio::test]
+async fn kv_that_crosses_a_cancel_is_not_lost() {
+    let mut worker = worker(|_| {});
+    let (unclaimed, mut found) = mpsc::unbounded_channel();
+    let config = ClientConfig {
+        unclaimed: Arc::new(move |delta: Delta| drop(unclaimed.send(delta))),
+        ..ClientConfig::default()
+    };
+    let client = Client::connect(&worker.address, config);
+    client.ready().await.unwrap();
+
+    // On its way when the stream was dropped.
+    let stream = client.generate(&request("crossed")).unwrap();
+    let (connection, number, _) = worker.submitted().await;
+    drop(stream);
+    assert!(matches!(worker.seen.recv().await, Some(Seen::Cancel(_))));
+    connection.send(&mut vec![handed(number)], None);
+    assert_eq!(found.recv().await.unwrap().kv_transfer_params, "kv");
+
+    // Arrived, but not read.
+    let stream = client.generate(&request("unread")).unwrap();
+    let (connection, number, _) = worker.submitted().await;
+    connection.send(&mut vec![handed(number)], None);
+    while client.in_flight() > 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(stream);
+    assert_eq!(found.recv().await.unwrap().kv_transfer_params, "kv");
+
+    // Read: it is the reader's.
+    let mut stream = client.generate(&request("read")).unwrap();
+    let (connection, number, _) = worker.submitted().await;
+    connection.send(&mut vec![handed(number)], None);
+    stream.next().await.unwrap();
+    drop(stream);
+    assert!(found.try_recv().is_err());
+}

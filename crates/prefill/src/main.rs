@@ -1,0 +1,23 @@
+//! The prefill worker: computes prompts, and keeps their KV for other engines.
+//!
+//! This file puts the parts together. What the role does to a request is in the library; everything else is what all
+//! workers share.
+
+use anyhow::Context;
+use stator_common::card::Role;
+use stator_prefill::Prefill;
+
+/// Tokens pass in small allocations; with the system's allocator they are a good part of a request's cost.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+// One thread carries some hundred thousand tokens per second, more than engines give; others would only
+// be woken up for nothing.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    stator_worker::run(Role::Prefill, |handoff| {
+        let handoff = handoff.context("a prefill worker without a connector")?;
+        Ok(Prefill::new(handoff))
+    })
+    .await
+}

@@ -1,0 +1,123 @@
+//! KV that a prefill engine keeps for somebody to fetch: used in time, or given back.
+//!
+//! [`Held`] is the processor's word for it. Whoever has one either takes the parameters out and sends them to a
+//! decode worker, or drops it: then the KV is given back, through any decode worker, since the side that would
+//! have fetched is the one that can say it will not. Without a decode worker the engine's lease ends it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use stator_common::WorkerId;
+use stator_common::proto::worker::{FinishReason, GenerateRequest, Leg, Sampling};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::metrics::HandOffMetrics;
+use crate::pool::{Ask, Pool};
+
+/// Decode workers that are asked to give KV back, at most, before its lease is left to end it.
+const RELEASE_ATTEMPTS: usize = 3;
+/// What the way from here to the decode engine's scheduler may take out of a lease: from there on that
+/// engine extends it by itself.
+const WAY: Duration = Duration::from_secs(2);
+
+/// KV that an engine keeps until it is fetched, or until the lease is over. Given back when dropped.
+pub(super) struct Held {
+    params: Option<Bytes>,
+    until: Instant,
+    releaser: Releaser,
+}
+
+impl Held {
+    /// - `lease`: from now on.
+    pub(super) fn new(params: Bytes, lease: Duration, releaser: &Releaser) -> Self {
+        Self {
+            params: Some(params),
+            until: Instant::now() + lease.saturating_sub(WAY.min(lease / 4)),
+            releaser: releaser.clone(),
+        }
+    }
+
+    /// Says whether a decode engine may still be sent to fetch it.
+    pub(super) fn is_fresh(&self) -> bool {
+        Instant::now() < self.until
+    }
+
+    /// Returns the parameters; from here on a decode worker answers for the KV.
+    pub(super) fn take(mut self) -> Bytes {
+        self.params.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Past its lease the engine has taken it back, and the parameters may mean other blocks by now.
+        if let Some(params) = self.params.take()
+            && self.is_fresh()
+        {
+            self.releaser.release(params);
+        }
+    }
+}
+
+/// Gives KV back.
+#[derive(Clone)]
+pub(super) struct Releaser {
+    decode: Arc<Pool>,
+    metrics: HandOffMetrics,
+}
+
+impl Releaser {
+    pub(super) fn new(decode: Arc<Pool>, metrics: HandOffMetrics) -> Self {
+        Self { decode, metrics }
+    }
+
+    /// Gives back what `params` stand for, in a task of its own.
+    pub(super) fn release(&self, params: Bytes) {
+        if params.is_empty() {
+            return;
+        }
+        // Absent only while the process ends.
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let this = self.clone();
+        runtime.spawn(async move { this.ask(params).await });
+    }
+
+    async fn ask(self, params: Bytes) {
+        let request = GenerateRequest {
+            request_id: "release".to_owned(),
+            // Engines take no request without a prompt.
+            prompt_tokens: Bytes::from_static(&[0; 4]),
+            sampling: Some(Sampling {
+                max_tokens: 1,
+                ..Sampling::default()
+            }),
+            kv_transfer_params: params,
+            leg: Leg::Release.into(),
+            ..GenerateRequest::default()
+        };
+        let mut tried: Vec<WorkerId> = Vec::new();
+        while tried.len() < RELEASE_ATTEMPTS {
+            let Some(booked) = self.decode.choose(&Ask::new(&request, &tried)) else {
+                break;
+            };
+            let worker = booked.worker().id().clone();
+            let answer = match booked.send(&request) {
+                Ok(mut attempt) => attempt.next().await,
+                Err(_) => None,
+            };
+            if answer.is_some_and(|delta| delta.finish() == FinishReason::Abort) {
+                debug!(%worker, "gave KV back");
+                self.metrics.released.increment(1);
+                return;
+            }
+            tried.push(worker);
+        }
+        warn!("no decode worker could give KV back: its prefill engine keeps it until the lease is over");
+        self.metrics.abandoned.increment(1);
+    }
+}

@@ -1,0 +1,179 @@
+//! All workers of one model, by role, and the way of a request through them.
+//!
+//! A request that aggregated workers serve goes to one of them and that is all. Where prefill and decode
+//! are different workers it is a chain of legs: [`handoff`](self) runs prefill, then decode, and answers for what lies
+//! in between: `held` is KV that a prefill engine keeps and that must be fetched or given back; `siblings` are
+//! the choices of one prompt, which share the work on it. Whether a prompt is worth a hand-off
+//! is `stator-router`'s to decide. Which worker of a role takes a leg is [`Pool`]'s.
+
+mod handoff;
+mod held;
+mod siblings;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use stator_common::card::Role;
+use stator_common::plane::tcp::Unclaimed;
+use stator_common::proto::worker::GenerateRequest;
+use stator_common::{Code, WorkerId};
+use stator_router::{Conditional, Measure, Measured, Policy};
+use tokio::time::{Instant, timeout_at};
+
+use crate::metrics::ModelMetrics;
+use crate::pool::{Attempt, DispatchError, Pool, RouterMode, Target, Worker};
+use held::Releaser;
+pub(crate) use siblings::Siblings;
+
+/// What one choice asks for.
+#[derive(Clone)]
+pub(crate) struct Order {
+    pub(crate) request: Arc<GenerateRequest>,
+    /// The other choices of the same prompt.
+    pub(crate) siblings: Arc<Siblings>,
+    /// When the client's patience ends.
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// Which way requests take now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// One worker computes the prompt and generates.
+    Aggregated,
+    /// A prefill worker computes the prompt, a decode worker generates.
+    Disaggregated,
+}
+
+/// All workers of one model.
+pub struct Fleet {
+    agg: Pool,
+    prefill: Pool,
+    decode: Arc<Pool>,
+    releaser: Releaser,
+    conditional: Conditional,
+    measured: Mutex<Measured>,
+    metrics: ModelMetrics,
+}
+
+impl Fleet {
+    /// Returns a fleet without workers.
+    ///
+    /// - `mode`: how workers are chosen; prefill workers always by the tokens they have to compute, which is
+    ///   what a prompt waits for.
+    /// - `seed`: of random choices.
+    pub fn new(mode: RouterMode, conditional: Conditional, seed: u64, metrics: ModelMetrics) -> Self {
+        let pool = |policy| Pool::new(policy, seed, metrics.retries.clone());
+        let decode = Arc::new(pool(mode.policy()));
+        Self {
+            agg: pool(mode.policy()),
+            prefill: pool(Policy::LeastLoaded(Measure::Tokens)),
+            releaser: Releaser::new(Arc::clone(&decode), metrics.handoff.clone()),
+            decode,
+            conditional,
+            measured: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Adds a worker. Called by one task only. Encode workers take no part yet.
+    pub(crate) fn add(&self, worker: &Arc<Worker>) {
+        if let Some(pool) = self.pool(worker.card().role) {
+            pool.add(worker);
+        }
+    }
+
+    /// Removes a worker; what runs on it goes on. Called by the task that adds.
+    pub(crate) fn remove(&self, id: &WorkerId) {
+        for pool in self.pools() {
+            pool.remove(id);
+        }
+    }
+
+    /// Returns the targets of now, of all roles.
+    pub fn targets(&self) -> Vec<Arc<Target>> {
+        let targets = self.pools().into_iter().map(|pool| pool.targets());
+        targets.flat_map(|of_pool| Vec::clone(&of_pool)).collect()
+    }
+
+    /// Says whether a request would find the workers that it needs.
+    pub fn is_available(&self) -> bool {
+        self.way().is_ok()
+    }
+
+    /// Says what keeps requests from being served, if something does.
+    pub fn lacks(&self) -> Option<&'static str> {
+        self.way().err()
+    }
+
+    /// Sends a request to the workers that it needs and waits for the first delta of its answer.
+    ///
+    /// Dropping the future, or later the [`Attempt`], cancels the request in whatever engine has it, and gives back
+    /// KV that an engine keeps for it.
+    ///
+    /// # Errors
+    /// [`DispatchError`]: the request is at fault, its time is over, or nobody could take it.
+    pub(crate) async fn dispatch(&self, order: &Order) -> Result<Attempt, DispatchError> {
+        let Some(deadline) = order.deadline else {
+            return self.dispatch_any(order).await;
+        };
+        let late = |_| DispatchError::new(Code::DeadlineExceeded, "not begun within the request's time");
+        timeout_at(deadline, self.dispatch_any(order))
+            .await
+            .map_err(late)?
+    }
+
+    /// Returns what takes deltas with KV parameters that nobody reads.
+    pub(crate) fn unclaimed(&self) -> Unclaimed {
+        let releaser = self.releaser.clone();
+        Arc::new(move |delta| releaser.release(delta.kv_transfer_params))
+    }
+
+    async fn dispatch_any(&self, order: &Order) -> Result<Attempt, DispatchError> {
+        let way = self.way();
+        let way = way.map_err(|lacks| DispatchError::new(Code::Unavailable, lacks))?;
+        match (way, order.deadline) {
+            (Way::Disaggregated, _) => self.hand_off(order).await,
+            (Way::Aggregated, None) => self.agg.dispatch(&order.request).await,
+            (Way::Aggregated, Some(_)) => {
+                let request = GenerateRequest {
+                    deadline_ms: order.time_left(),
+                    ..GenerateRequest::clone(&order.request)
+                };
+                self.agg.dispatch(&request).await
+            }
+        }
+    }
+
+    fn way(&self) -> Result<Way, &'static str> {
+        // In this order, so that aggregated workers can be replaced by the two halves, and the other way
+        // round, while requests come.
+        match (self.prefill.is_available(), self.decode.is_available()) {
+            (true, true) => Ok(Way::Disaggregated),
+            _ if self.agg.is_available() => Ok(Way::Aggregated),
+            (true, false) => Err("prefill workers are connected, but no decode worker is"),
+            (false, true) => Err("decode workers are connected, but no prefill worker is"),
+            (false, false) => Err("no worker of this model is connected"),
+        }
+    }
+
+    fn pools(&self) -> [&Pool; 3] {
+        [&self.agg, &self.prefill, &self.decode]
+    }
+
+    fn pool(&self, role: Role) -> Option<&Pool> {
+        match role {
+            Role::Agg => Some(&self.agg),
+            Role::Prefill => Some(&self.prefill),
+            Role::Decode => Some(&self.decode),
+            Role::Encode => None,
+        }
+    }
+}
+
+impl Order {
+    /// Returns the milliseconds that are left, as workers are told them.
+    fn time_left(&self) -> Option<u64> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
+        Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    }
+}

@@ -1,0 +1,315 @@
+//! Whether a prompt is worth a hand-off: computed by a prefill worker and fetched, or by the decode
+//! worker itself.
+//!
+//! A hand-off pays for long prompts: a decode engine that computes one holds up every stream it runs. It does
+//! not for short ones, whose transfer costs more than they do. The decision is pure; what was
+//! measured comes in as [`Line`]s, which forget slowly, so that a change of hardware or load is seen.
+
+use std::fmt;
+
+/// When a prompt is computed by the decode worker that continues it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Conditional {
+    /// Never.
+    #[default]
+    Off,
+    /// By fixed numbers.
+    Fixed(Bounds),
+    /// Where the predicted waiting of everybody is less that way.
+    Auto,
+}
+
+/// The numbers of [`Conditional::Fixed`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Prompts with fewer uncached tokens stay with the decode worker. 0: none does.
+    pub min_prefill_tokens: u64,
+    /// Prompts stay with the decode worker while the prefill worker has more tokens to compute. Absent: any
+    /// number is fine.
+    pub max_prefill_queue: Option<u64>,
+}
+
+/// What a decision is made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Situation {
+    /// Tokens of the prompt that are in no cache.
+    pub uncached: u64,
+    /// Tokens that the prefill worker has to compute before this prompt.
+    pub prefill_queue: u64,
+    /// Tokens that the decode worker itself has to compute before this prompt.
+    pub decode_queue: u64,
+    /// Streams that a prefill on the decode worker would hold up.
+    pub streams: u64,
+}
+
+/// Where the prompt is to be computed, and why.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Place {
+    /// By a prefill worker.
+    Remote(Why),
+    /// By the decode worker.
+    Local(Why),
+}
+
+/// The values that decided.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Why {
+    /// Prompts are never computed by decode workers.
+    Off,
+    /// The prompt against the least worth a hand-off.
+    Length { uncached: u64, least: u64 },
+    /// The prefill worker's queue against the longest allowed.
+    Queue { tokens: u64, most: u64 },
+    /// Nothing has been measured yet.
+    Unmeasured,
+    /// Predicted seconds: the first token by a hand-off; by the decode worker; and how long all of that one's
+    /// streams together would be held up.
+    Predicted { remote: f64, local: f64, harm: f64 },
+}
+
+impl Place {
+    /// Says whether the decode worker computes the prompt.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Local(_))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (place, why) = match self {
+            Self::Remote(why) => ("handed off", why),
+            Self::Local(why) => ("computed by the decode worker", why),
+        };
+        write!(f, "{place}: ")?;
+        match why {
+            Why::Off => f.write_str("every prompt is"),
+            Why::Length { uncached, least } => {
+                write!(f, "{uncached} uncached tokens, {least} are worth it")
+            }
+            Why::Queue { tokens, most } => {
+                write!(
+                    f,
+                    "{tokens} tokens are queued for prefill, {most} are allowed"
+                )
+            }
+            Why::Unmeasured => f.write_str("nothing has been measured yet"),
+            Why::Predicted {
+                remote,
+                local,
+                harm,
+            } => write!(
+                f,
+                "first token in {:.1} ms by a hand-off, in {:.1} ms without, which holds up others by {:.1} ms",
+                remote * 1e3,
+                local * 1e3,
+                harm * 1e3
+            ),
+        }
+    }
+}
+
+/// What was measured about a model's hand-offs.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Tokens in front of and in a prompt, to seconds until a prefill worker had computed it.
+    pub prefill: Line,
+    /// Tokens of a prompt, to seconds from the decode leg's beginning to its first token.
+    pub transfer: Line,
+    /// As `prefill`, for decode workers that computed a prompt themselves.
+    pub local: Line,
+}
+
+impl Conditional {
+    /// Decides about one prompt.
+    pub fn place(&self, situation: &Situation, measured: &Measured) -> Place {
+        match self {
+            Self::Off => Place::Remote(Why::Off),
+            Self::Fixed(bounds) => bounds.place(situation),
+            Self::Auto => predicted(situation, measured),
+        }
+    }
+}
+
+impl Bounds {
+    fn place(&self, situation: &Situation) -> Place {
+        if let Some(most) = self.max_prefill_queue
+            && situation.prefill_queue > most
+        {
+            let tokens = situation.prefill_queue;
+            return Place::Local(Why::Queue { tokens, most });
+        }
+        let why = Why::Length {
+            uncached: situation.uncached,
+            least: self.min_prefill_tokens,
+        };
+        if situation.uncached < self.min_prefill_tokens {
+            Place::Local(why)
+        } else {
+            Place::Remote(why)
+        }
+    }
+}
+
+fn predicted(situation: &Situation, measured: &Measured) -> Place {
+    let work = |queue: u64| (queue + situation.uncached) as f64;
+    let remote_prefill = measured.prefill.at(work(situation.prefill_queue));
+    let transfer = measured.transfer.at(situation.uncached as f64);
+    // A decode worker that never computed a prompt is taken to be as fast as a prefill worker.
+    let local_line = measured.local.or(&measured.prefill);
+    let local = local_line.at(work(situation.decode_queue));
+    let own = local_line.at(situation.uncached as f64);
+    let (Some(prefill), Some(transfer), Some(local), Some(own)) =
+        (remote_prefill, transfer, local, own)
+    else {
+        return Place::Remote(Why::Unmeasured);
+    };
+    let remote = prefill + transfer;
+    let harm = own * situation.streams as f64;
+    let why = Why::Predicted {
+        remote,
+        local,
+        harm,
+    };
+    if local + harm < remote {
+        Place::Local(why)
+    } else {
+        Place::Remote(why)
+    }
+}
+
+/// Weight that an observation keeps with each later one: the last hundred or so count.
+const KEPT: f64 = 0.98;
+/// Observations (weighed) before anything is predicted.
+const ENOUGH: f64 = 4.0;
+
+/// A straight line through observations, of which old ones count less (weighted least squares).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Line {
+    weight: f64,
+    x: f64,
+    y: f64,
+    xx: f64,
+    xy: f64,
+}
+
+impl Line {
+    /// Adds an observation.
+    pub fn add(&mut self, x: f64, y: f64) {
+        let add = |sum: &mut f64, term: f64| *sum = *sum * KEPT + term;
+        add(&mut self.weight, 1.0);
+        add(&mut self.x, x);
+        add(&mut self.y, y);
+        add(&mut self.xx, x * x);
+        add(&mut self.xy, x * y);
+    }
+
+    /// Returns the value at `x`, never below zero; `None` while too little is known.
+    pub fn at(&self, x: f64) -> Option<f64> {
+        if self.weight < ENOUGH {
+            return None;
+        }
+        let spread = self.weight * self.xx - self.x * self.x;
+        let mean = self.y / self.weight;
+        // All observations at one place say nothing about the slope.
+        if spread <= 1e-9 * self.weight * self.xx {
+            return Some(mean);
+        }
+        let slope = ((self.weight * self.xy - self.x * self.y) / spread).max(0.0);
+        let start = mean - slope * self.x / self.weight;
+        Some((start + slope * x).max(0.0))
+    }
+
+    /// Returns this line, or the other while too little is known.
+    fn or(&self, other: &Self) -> Self {
+        if self.weight < ENOUGH { *other } else { *self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(start: f64, slope: f64) -> Line {
+        let mut line = Line::default();
+        for x in [10.0, 500.0, 2000.0, 100.0, 900.0, 50.0] {
+            line.add(x, start + slope * x);
+        }
+        line
+    }
+
+    #[test]
+    fn a_line_finds_start_and_slope_and_follows_a_change() {
+        let mut found = line(0.01, 1e-4);
+        assert!((found.at(1000.0).unwrap() - 0.11).abs() < 1e-6);
+        for _ in 0..100 {
+            for x in [100.0, 1000.0] {
+                found.add(x, 3e-4 * x);
+            }
+        }
+        assert!((found.at(1000.0).unwrap() - 0.3).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_line_without_spread_is_flat_and_a_new_one_knows_nothing() {
+        let mut flat = Line::default();
+        assert_eq!(flat.at(1.0), None);
+        for _ in 0..10 {
+            flat.add(64.0, 0.5);
+        }
+        assert!((flat.at(4096.0).unwrap() - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn fixed_bounds_keep_short_prompts_and_long_queues_away_from_prefill() {
+        let fixed = Conditional::Fixed(Bounds {
+            min_prefill_tokens: 100,
+            max_prefill_queue: Some(5000),
+        });
+        let place = |uncached, prefill_queue| {
+            let situation = Situation {
+                uncached,
+                prefill_queue,
+                ..Situation::default()
+            };
+            fixed.place(&situation, &Measured::default())
+        };
+        assert!(place(99, 0).is_local());
+        assert!(!place(100, 5000).is_local());
+        assert!(place(100, 5001).is_local());
+    }
+
+    #[test]
+    fn prediction_weighs_the_transfer_against_the_harm_to_running_streams() {
+        let measured = Measured {
+            prefill: line(0.002, 1e-4),
+            transfer: line(0.030, 1e-6),
+            local: Line::default(),
+        };
+        let place = |uncached, streams| {
+            let situation = Situation {
+                uncached,
+                streams,
+                ..Situation::default()
+            };
+            Conditional::Auto.place(&situation, &measured)
+        };
+        // 4 ms of work are not worth 30 ms of transfer, unless many streams wait for them.
+        assert!(place(20, 0).is_local());
+        assert!(!place(20, 20).is_local());
+        assert!(!place(2000, 4).is_local());
+        // A queue at the prefill worker speaks for the decode worker.
+        let queued = Situation {
+            uncached: 2000,
+            prefill_queue: 20_000,
+            streams: 4,
+            ..Situation::default()
+        };
+        assert!(Conditional::Auto.place(&queued, &measured).is_local());
+    }
+
+    #[test]
+    fn without_measurements_prompts_are_handed_off() {
+        let place = Conditional::Auto.place(&Situation::default(), &Measured::default());
+        assert_eq!(place, Place::Remote(Why::Unmeasured));
+    }
+}
