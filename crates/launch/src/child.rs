@@ -1,6 +1,6 @@
 //! One child process: started in its own process group, its output filed and shown, ended for good.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,9 @@ use tokio::process::{Child as TokioChild, Command};
 use tokio::sync::mpsc;
 
 use crate::plan::Spec;
+
+/// Lines of a dead child that the error repeats.
+const LAST_WORDS: usize = 15;
 
 /// A line that a child printed.
 #[derive(Debug)]
@@ -118,6 +121,20 @@ pub(crate) fn describe(status: ExitStatus) -> String {
     }
 }
 
+/// Returns the end of a log, without the stack that `RUST_BACKTRACE` adds to an error.
+pub(crate) fn last_lines(log: &Path) -> String {
+    let text = fs::read(log)
+        .map(|b| String::from_utf8_lossy(&b).into_owned())
+        .unwrap_or_default();
+    let mut lines: Vec<&str> = text.trim_end().lines().collect();
+    if let Some(stack) = lines.iter().rposition(|line| *line == "Stack backtrace:")
+        && lines[stack + 1..].iter().all(|line| line.starts_with(' '))
+    {
+        lines.truncate(stack);
+    }
+    lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+}
+
 async fn forward(
     child: String,
     out: impl AsyncRead + Unpin,
@@ -142,5 +159,22 @@ async fn forward(
         if to.send(line).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_child_are_not_its_stack() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let stack = format!("\nStack backtrace:\n{}", "   0: f\n".repeat(40));
+        let error = "Error: bind\n\nCaused by:\n    taken\n";
+        fs::write(log.path(), format!("{error}{stack}")).unwrap();
+        assert_eq!(last_lines(log.path()), error);
+        // That of an earlier run hides nothing.
+        fs::write(log.path(), format!("{error}{stack}started\n")).unwrap();
+        assert!(last_lines(log.path()).ends_with("f\nstarted"));
     }
 }

@@ -3,15 +3,24 @@
 //! The launcher starts the same binaries that a cluster runs, as child processes, with the same
 //! flags that a person would type. It carries no request and decides nothing about one.
 
+mod checks;
 mod child;
 mod cli;
+mod control;
+mod doctor;
+mod down;
+mod fleet;
+mod gpus;
+mod greeting;
 mod plan;
 mod ports;
 mod probe;
+mod scale;
 mod state;
 mod status;
 mod table;
 mod up;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -25,6 +34,10 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(args) => up::run(&args).await,
         Command::Status(args) => status::run(&args).await,
+        Command::Scale(args) => scale::run(&args).await,
+        Command::Down(args) => down::run(&args).await,
+        Command::Doctor(args) => doctor::run(&args).await,
+        Command::Worker(args) => worker::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "stator", &mut std::io::stdout());
             Ok(())

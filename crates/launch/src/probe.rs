@@ -1,21 +1,24 @@
 //! What a child says of itself over its system routes.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// A status page is a few hundred bytes; anything far beyond is not one.
-const MAX_BODY: usize = 1 << 20;
+/// A status page is a few hundred bytes, a page of 256 workers some 200 KB; anything far beyond is not one.
+const MAX_BODY: usize = 4 << 20;
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What `GET /status` of a process answers. Every key may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Status {
+    /// Its id in discovery; a processor has none.
+    pub(crate) worker: Option<String>,
     /// `processor`, `agg`, ...
     pub(crate) role: String,
     /// `starting`, `ready`, `draining`, `dead`.
@@ -57,7 +60,22 @@ impl Probe {
 
     /// Reads the status at `base`; `None` while the process does not answer.
     pub(crate) async fn status(&self, base: &str) -> Option<Status> {
-        let uri = format!("{base}/status").parse().ok()?;
+        self.read(base, "status").await
+    }
+
+    /// Reads from the processor at `base` which workers it can send requests to; none while it does not answer.
+    pub(crate) async fn workers(&self, base: &str) -> HashSet<String> {
+        let page: Option<Workers> = self.read(base, "workers").await;
+        let models = page.into_iter().flat_map(|page| page.models);
+        let targets = models.flat_map(|model| model.targets);
+        targets
+            .filter(|target| target.connection == "ready")
+            .map(|target| target.worker)
+            .collect()
+    }
+
+    async fn read<T: DeserializeOwned>(&self, base: &str, page: &str) -> Option<T> {
+        let uri = format!("{base}/{page}").parse().ok()?;
         let read = async {
             let response = self.client.get(uri).await.ok()?;
             let body = Limited::new(response.into_body(), MAX_BODY);
@@ -66,4 +84,21 @@ impl Probe {
         };
         tokio::time::timeout(TIMEOUT, read).await.ok()?
     }
+}
+
+/// What is read of a processor's `GET /workers`.
+#[derive(Deserialize)]
+struct Workers {
+    models: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    worker: String,
+    connection: String,
 }

@@ -28,10 +28,17 @@ pub(crate) struct Process {
     /// `processor`, `agg-0`, ...
     pub(crate) name: String,
     pub(crate) role: String,
-    pub(crate) pid: u32,
-    /// Base URL of its health, status and metrics routes.
-    pub(crate) system_url: String,
+    /// Absent while it does not run.
+    pub(crate) pid: Option<u32>,
+    /// Base URL of its health, status and metrics routes, while it runs.
+    pub(crate) system_url: Option<String>,
     pub(crate) log: PathBuf,
+    /// Its own; empty where it sees all there are.
+    #[serde(default)]
+    pub(crate) gpus: Vec<String>,
+    /// What becomes of it, where it does not say so itself.
+    #[serde(default)]
+    pub(crate) note: Option<String>,
 }
 
 /// Returns the folder that holds all topologies of this user, created with mode 0700.
@@ -56,6 +63,12 @@ pub(crate) fn root(given: Option<&Path>) -> io::Result<PathBuf> {
         ));
     }
     Ok(root.to_path_buf())
+}
+
+/// Creates the folder of one topology with mode 0700.
+pub(crate) fn create(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
 impl Topology {

@@ -16,7 +16,11 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     for topology in topologies {
         let mut rows = Vec::new();
         for process in &topology.processes {
-            rows.push((process.clone(), probe.status(&process.system_url).await));
+            let status = match &process.system_url {
+                Some(url) => probe.status(url).await,
+                None => None,
+            };
+            rows.push((process.clone(), status));
         }
         report.push((topology, rows));
     }
@@ -40,16 +44,25 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     for (topology, rows) in report {
         println!("{}  {}  {}", topology.name, topology.url, topology.model);
         for (process, status) in rows {
-            let state = status.as_ref().map_or("does not answer".into(), state_of);
+            let state = match (&process.note, &status) {
+                (Some(note), _) => note.clone(),
+                (None, Some(status)) => state_of(status),
+                (None, None) => "does not answer".into(),
+            };
             let load = status
                 .filter(|s| s.is_ready() && s.role != "processor")
                 .map_or(String::new(), |s| {
                     let kv = s.kv_usage * 100.0;
                     format!("{} running  {} waiting  KV {kv:.0} %", s.running, s.waiting)
                 });
+            let pid = process.pid.map_or("none".into(), |pid| pid.to_string());
+            let gpus = match process.gpus.as_slice() {
+                [] => String::new(),
+                gpus => format!("  GPU {}", gpus.join(",")),
+            };
             println!(
-                "  {:<12} pid {:<8} {state:<28} {load}",
-                process.name, process.pid
+                "  {:<12} pid {pid:<8} {state:<28} {load}{gpus}",
+                process.name
             );
         }
     }

@@ -4,18 +4,27 @@ use std::time::Instant;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::child::Line;
 use crate::probe::Status;
 
 /// A view of a topology while it runs.
 pub(crate) struct Table {
-    rows: Vec<Row>,
+    shown: Vec<Shown>,
     screen: Option<MultiProgress>,
 }
 
-struct Row {
+/// What a process looks like now.
+pub(crate) struct Row<'a> {
+    pub(crate) name: String,
+    pub(crate) state: String,
+    /// Absent where it does not answer.
+    pub(crate) status: Option<&'a Status>,
+}
+
+struct Shown {
     name: String,
     bar: Option<ProgressBar>,
-    last: String,
+    state: String,
     rate: Rate,
 }
 
@@ -26,23 +35,12 @@ struct Rate {
 }
 
 impl Table {
-    /// Opens a table with one row per name; `live` redraws it in place.
-    pub(crate) fn open(names: &[String], live: bool) -> Table {
-        let screen = live.then(MultiProgress::new);
-        let width = names.iter().map(String::len).max().unwrap_or(0);
-        let rows = names
-            .iter()
-            .map(|name| Row {
-                name: format!("{name:<width$}"),
-                bar: screen.as_ref().map(|s| s.add(bar())),
-                last: String::new(),
-                rate: Rate {
-                    at: Instant::now(),
-                    count: 0,
-                },
-            })
-            .collect();
-        Table { rows, screen }
+    /// Opens an empty table; `live` redraws it in place.
+    pub(crate) fn open(live: bool) -> Table {
+        Table {
+            shown: Vec::new(),
+            screen: live.then(MultiProgress::new),
+        }
     }
 
     /// Prints a line above the table.
@@ -54,20 +52,62 @@ impl Table {
         }
     }
 
-    /// Shows what process `index` says of itself; `None`: it does not answer yet.
-    pub(crate) fn update(&mut self, index: usize, status: Option<&Status>) {
-        let row = &mut self.rows[index];
-        let (state, figures) = match status {
-            Some(status) => (state_of(status), row.rate.figures(status)),
-            None => ("starting".into(), String::new()),
-        };
-        match &row.bar {
-            Some(bar) => bar.set_message(format!("{}  {state:<28} {figures}", row.name)),
-            // Without a terminal only changes of state are worth a line.
-            None if row.last != state => println!("{}  {state}", row.name),
-            None => {}
+    /// Prints what a child printed.
+    pub(crate) fn child(&self, line: &Line) {
+        self.print(&format!("{} | {}", line.child, line.text));
+    }
+
+    /// Shows these processes and no others, in this order.
+    pub(crate) fn show(&mut self, rows: &[Row<'_>]) {
+        let named = |name: &String| rows.iter().any(|row| row.name == *name);
+        let (stay, gone) = std::mem::take(&mut self.shown)
+            .into_iter()
+            .partition(|shown| named(&shown.name));
+        self.shown = stay;
+        self.remove(gone);
+        let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
+        for (at, row) in rows.iter().enumerate() {
+            if self
+                .shown
+                .get(at)
+                .is_none_or(|shown| shown.name != row.name)
+            {
+                self.insert(at, &row.name);
+            }
+            let shown = &mut self.shown[at];
+            let figures = row.status.map(|status| shown.rate.figures(status));
+            let figures = figures.unwrap_or_default();
+            let Row { name, state, .. } = row;
+            match &shown.bar {
+                Some(bar) => bar.set_message(format!("{name:<width$}  {state:<28} {figures}")),
+                // Without a terminal only changes of state are worth a line.
+                None if shown.state != *state => println!("{name:<width$}  {state}"),
+                None => {}
+            }
+            shown.state.clone_from(state);
         }
-        row.last = state;
+    }
+
+    fn insert(&mut self, at: usize, name: &str) {
+        let bar = self.screen.as_ref().map(|s| s.insert(at, bar()));
+        let shown = Shown {
+            name: name.to_owned(),
+            bar,
+            state: String::new(),
+            rate: Rate {
+                at: Instant::now(),
+                count: 0,
+            },
+        };
+        self.shown.insert(at, shown);
+    }
+
+    fn remove(&self, gone: Vec<Shown>) {
+        for bar in gone.into_iter().filter_map(|shown| shown.bar) {
+            if let Some(screen) = &self.screen {
+                screen.remove(&bar);
+            }
+        }
     }
 
     /// Removes the table from the terminal.
@@ -129,5 +169,27 @@ mod tests {
             ..Status::default()
         };
         assert_eq!(state_of(&status), "starting: loading weights, 42 %");
+    }
+
+    #[test]
+    fn rows_come_and_go_in_the_order_given() {
+        let mut table = Table::open(false);
+        for names in [vec!["a", "c"], vec!["a", "b", "c"], vec!["b"]] {
+            let rows: Vec<Row<'_>> = names
+                .iter()
+                .map(|name| Row {
+                    name: (*name).to_owned(),
+                    state: "ready".into(),
+                    status: None,
+                })
+                .collect();
+            table.show(&rows);
+            let shown: Vec<&str> = table
+                .shown
+                .iter()
+                .map(|shown| shown.name.as_str())
+                .collect();
+            assert_eq!(shown, names);
+        }
     }
 }

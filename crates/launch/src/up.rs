@@ -1,44 +1,41 @@
-//! `stator up`: start, wait until the model answers, watch, drain.
+//! `stator up`: start, wait until the model answers, watch, change what is asked to be changed, drain.
 
-use std::fs;
+use std::collections::HashSet;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::Signal;
+use stator_common::card::Role;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{self, Instant, MissedTickBehavior};
 
-use crate::child::{self, Child, Line};
+use crate::checks;
+use crate::child::Line;
 use crate::cli::{Engine, Up};
-use crate::plan::{self, Layout};
-use crate::ports;
+use crate::control::{Asked, Control, Replies, Request};
+use crate::fleet::{Fleet, scaling::Scaling};
+use crate::greeting;
+use crate::plan::Plan;
 use crate::probe::{Probe, Status};
-use crate::state::{self, Process, Topology};
-use crate::table::Table;
+use crate::state::{self, Topology};
+use crate::table::{Row, Table, state_of};
 
 /// How often the table is refreshed: often enough to look alive, cheap enough to forget.
 const REFRESH: Duration = Duration::from_millis(500);
-/// Beyond the drain's own grace: what a processor needs to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(5);
-/// The same for a worker, which itself gives its engine 10 s to end (`stator-engine`'s `shutdown`).
-const WORKERS_GOODBYE: Duration = Duration::from_secs(15);
-/// Lines of a dead child that the error repeats.
-const LAST_WORDS: usize = 15;
 
-/// Runs a topology until Ctrl-C or SIGTERM, or until one of its processes ends by itself.
+/// Runs a topology until Ctrl-C, SIGTERM or `stator down`, or until it cannot go on.
 ///
 /// # Errors
-/// When a process cannot be started or ends by itself; the rest is drained before this returns.
+/// When something is missing, a process cannot be started, or those that are left cannot serve; what runs is drained
+/// before this returns.
 pub(crate) async fn run(up: &Up) -> Result<()> {
-    let Some(model) = up.positional_model.clone().or_else(|| up.model.clone()) else {
+    let Some(model) = up.model() else {
         bail!("which model? Name a folder or a Hugging Face id: stator up MODEL");
     };
-    let dir = state::root(up.state_dir.as_deref())
-        .context("open the state folder")?
-        .join(&up.name);
+    let root = state::root(up.state_dir.as_deref()).context("open the state folder")?;
+    let dir = root.join(&up.name);
     if let Some(running) = Topology::load(&dir) {
         bail!(
             "a topology named {:?} runs already (pid {}); stop it or give this one another --name",
@@ -46,190 +43,217 @@ pub(crate) async fn run(up: &Up) -> Result<()> {
             running.launcher_pid
         );
     }
-    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let bin = binaries()?;
-    ports::check(&up.http_host, up.http_port)?;
-    let system_ports = ports::free(plan::process_count(up)).context("find free ports")?;
-    let layout = Layout {
-        dir: &dir,
-        bin: &bin,
-        system_ports: &system_ports,
-    };
-    let mut interrupts = Interrupts::listen()?;
-    let (lines, mut printed) = mpsc::channel(256);
-    let mut running = Running::default();
-    let specs = plan::processes(up, &model, &layout)?;
-    let names: Vec<String> = specs.iter().map(|s| s.name.clone()).collect();
-    for spec in specs {
-        let child = Child::start(spec, &dir, lines.clone())?;
-        running.children.push(child);
-    }
-    drop(lines);
-    running
-        .describe(up, &model)
-        .save(&dir)
-        .context("write the state file")?;
+    let plan = Plan::new(up, model, &dir, &checks::bin()?)?;
+    let gpus = checks::gpus(&plan).await;
+    checks::before_start(&plan, &gpus).await?;
+    state::create(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let interrupts = Interrupts::listen()?;
+    let control = Control::listen(&dir)?;
+    let (lines, printed) = mpsc::channel(256);
+    let mut fleet = Fleet::start(plan, gpus, lines)?;
 
     let live = !up.plain && std::io::stdout().is_terminal();
-    let mut table = Table::open(&names, live);
-    table.print(&format!("logs: {}", dir.display()));
+    let mut session = Session {
+        dir,
+        table: Table::open(live),
+        printed,
+        interrupts,
+        control,
+        scaling: None,
+    };
+    let table = &mut session.table;
+    table.print(&format!("logs: {}", session.dir.display()));
     if up.engine == Engine::Attach {
-        table.print(&attach_hint(up, &model));
+        table.print(&greeting::attach_hint(&fleet));
     }
-    let outcome = running
-        .watch(up, &mut table, &mut printed, &mut interrupts)
-        .await;
-    let drained = running
-        .drain(up, &mut table, &mut printed, &mut interrupts)
-        .await;
-    table.close();
-    Topology::remove(&dir);
-    outcome.and(drained)
+    let (outcome, end) = match session.watch(&mut fleet).await {
+        Ok(end) => (Ok(()), end),
+        Err(error) => (Err(error), End::default()),
+    };
+    let (drained, waiting) = session.drain(fleet, end).await;
+    session.table.close();
+    Topology::remove(&session.dir);
+    let outcome = outcome.and(drained);
+    for replies in waiting {
+        replies.end(outcome.as_ref().map_err(|e| format!("{e:#}")).copied());
+    }
+    session.control.close(&session.dir).await;
+    outcome
 }
 
-/// The children of a topology.
+/// What a running topology shows and listens to.
+struct Session {
+    dir: PathBuf,
+    table: Table,
+    printed: mpsc::Receiver<Line>,
+    interrupts: Interrupts,
+    control: Control,
+    /// At most one change at a time.
+    scaling: Option<Scaling>,
+}
+
+/// How a topology is told to end.
 #[derive(Default)]
-struct Running {
-    children: Vec<Child>,
+struct End {
+    /// Who waits for it.
+    waiting: Vec<Replies>,
+    /// Without draining.
+    now: bool,
 }
 
-impl Running {
-    fn describe(&self, up: &Up, model: &str) -> Topology {
-        Topology {
-            name: up.name.clone(),
-            launcher_pid: std::process::id(),
-            launcher_started: stator_common::process::start_of(std::process::id()),
-            model: model.to_owned(),
-            url: url(up),
-            processes: self
-                .children
-                .iter()
-                .map(|child| Process {
-                    name: child.spec.name.clone(),
-                    role: child.spec.role.to_owned(),
-                    pid: child.pid(),
-                    system_url: system_url(child),
-                    log: child.log.clone(),
-                })
-                .collect(),
-        }
-    }
-
+impl Session {
     /// Shows the topology until it shall end.
     ///
     /// # Errors
-    /// When a child ended by itself.
-    async fn watch(
-        &mut self,
-        up: &Up,
-        table: &mut Table,
-        printed: &mut mpsc::Receiver<Line>,
-        interrupts: &mut Interrupts,
-    ) -> Result<()> {
+    /// When it cannot go on.
+    async fn watch(&mut self, fleet: &mut Fleet) -> Result<End> {
         let probe = Probe::new();
         let mut announced = false;
         let mut tick = time::interval(REFRESH);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = interrupts.next() => return Ok(()),
-                Some(line) = printed.recv() => table.print(&format!("{} | {}", line.child, line.text)),
+                () = self.interrupts.next() => return Ok(End::default()),
+                Some(line) = self.printed.recv() => self.table.child(&line),
+                asked = self.control.next() => match asked.request {
+                    Request::Down { now } => {
+                        return Ok(End { waiting: vec![asked.replies], now });
+                    }
+                    Request::Scale { counts, wait } => {
+                        self.scale(fleet, &counts, &asked.replies, wait);
+                    }
+                },
                 _ = tick.tick() => {
-                    self.check_alive().await?;
-                    let statuses = self.statuses(&probe).await;
-                    for (index, status) in statuses.iter().enumerate() {
-                        table.update(index, status.as_ref());
+                    for notice in fleet.advance(Instant::now())? {
+                        self.table.print(&notice);
                     }
-                    if !announced && serves(&statuses) {
+                    let statuses = statuses(fleet, &probe).await;
+                    fleet.observe(&statuses);
+                    self.table.show(&rows(fleet, &statuses));
+                    if !announced && serves(fleet, &statuses) {
                         announced = true;
-                        table.print(&greeting(up, &statuses));
+                        fleet.set_serving();
+                        self.table.print(&greeting::ready(fleet, &statuses));
+                    }
+                    self.go_on(fleet, &probe).await;
+                    if let Some(topology) = fleet.take_changed() {
+                        topology.save(&self.dir).context("write the state file")?;
                     }
                 }
             }
         }
     }
 
-    async fn statuses(&self, probe: &Probe) -> Vec<Option<Status>> {
-        let urls: Vec<String> = self.children.iter().map(system_url).collect();
-        let mut tasks = tokio::task::JoinSet::new();
-        for (index, url) in urls.into_iter().enumerate() {
-            let probe = probe.clone();
-            tasks.spawn(async move { (index, probe.status(&url).await) });
+    fn scale(&mut self, fleet: &mut Fleet, counts: &[(Role, u16)], replies: &Replies, wait: bool) {
+        if self.scaling.is_some() {
+            replies.end(Err(
+                "another change is under way; try again when it is done".into(),
+            ));
+            return;
         }
-        let mut statuses = vec![None; self.children.len()];
-        while let Some(Ok((index, status))) = tasks.join_next().await {
-            statuses[index] = status;
-        }
-        statuses
-    }
-
-    /// Fails when a child has ended by itself, with its last words.
-    async fn check_alive(&mut self) -> Result<()> {
-        for child in &mut self.children {
-            if let Some(status) = child.try_wait()? {
-                bail!(
-                    "{} {}; its last lines ({}):\n{}",
-                    child.spec.name,
-                    child::describe(status),
-                    child.log.display(),
-                    last_lines(&child.log)
-                );
+        match fleet.scale(counts, replies.clone()) {
+            Ok(scaling) => {
+                if !wait {
+                    replies.end(Ok(()));
+                }
+                self.scaling = Some(scaling);
             }
+            Err(error) => replies.end(Err(format!("{error:#}"))),
         }
-        Ok(())
     }
 
-    /// Drains the processor first, so that what runs can finish, then the workers.
+    /// Goes on with a change of numbers that is under way.
+    async fn go_on(&mut self, fleet: &mut Fleet, probe: &Probe) {
+        let Some(scaling) = &mut self.scaling else {
+            return;
+        };
+        let processor = fleet.members().first().and_then(|m| m.system_url());
+        let known = match processor {
+            Some(url) if scaling.is_joining() => probe.workers(&url).await,
+            Some(_) | None => HashSet::new(),
+        };
+        if let Some(outcome) = scaling.advance(fleet, &known, Instant::now()) {
+            match &outcome {
+                Ok(()) => self.table.print("scaled"),
+                Err(reason) => self.table.print(&format!("not scaled: {reason}")),
+            }
+            scaling.replies().end(outcome);
+            self.scaling = None;
+        }
+    }
+
+    /// Drains the topology; returns who waits for its end, too.
     ///
-    /// Each stage has a grace period of its own. Its end, or a second interrupt, kills what is left.
-    async fn drain(
-        &mut self,
-        up: &Up,
-        table: &mut Table,
-        printed: &mut mpsc::Receiver<Line>,
-        interrupts: &mut Interrupts,
-    ) -> Result<()> {
-        table.print("draining; a second Ctrl-C ends at once");
-        let mut failed = Vec::new();
-        let workers = self.children.split_off(1.min(self.children.len()));
-        let stages = [
-            (std::mem::take(&mut self.children), GOODBYE),
-            (workers, WORKERS_GOODBYE),
-        ];
-        for (mut stage, goodbye) in stages {
-            let deadline = Instant::now() + up.drain_grace + goodbye;
-            for child in &stage {
-                child.signal(Signal::SIGTERM);
-            }
-            let ended = async {
-                for child in &mut stage {
-                    match child.wait().await {
-                        Ok(status) if status.success() => {}
-                        Ok(status) => {
-                            failed.push(format!("{} {}", child.spec.name, child::describe(status)));
+    /// # Errors
+    /// As [`Fleet::drain`].
+    async fn drain(&mut self, fleet: Fleet, end: End) -> (Result<()>, Vec<Replies>) {
+        let End { mut waiting, now } = end;
+        self.table.print("draining; a second Ctrl-C ends at once");
+        let at_once = Notify::new();
+        if now {
+            at_once.notify_one();
+        }
+        let drained = fleet.drain(at_once.notified());
+        tokio::pin!(drained);
+        loop {
+            tokio::select! {
+                outcome = &mut drained => return (outcome, waiting),
+                () = self.interrupts.next() => at_once.notify_one(),
+                Some(line) = self.printed.recv() => self.table.child(&line),
+                Asked { request, replies } = self.control.next() => match request {
+                    Request::Down { now } => {
+                        waiting.push(replies);
+                        if now {
+                            at_once.notify_one();
                         }
-                        Err(error) => failed.push(format!("{}: {error}", child.spec.name)),
                     }
-                }
-            };
-            tokio::pin!(ended);
-            let killed = loop {
-                tokio::select! {
-                    () = &mut ended => break false,
-                    () = interrupts.next() => break true,
-                    () = time::sleep_until(deadline) => break true,
-                    Some(line) = printed.recv() => table.print(&format!("{} | {}", line.child, line.text)),
-                }
-            };
-            if killed {
-                bail!("killed what had not ended in time");
+                    Request::Scale { .. } => replies.end(Err("the topology is draining".into())),
+                },
             }
         }
-        if !failed.is_empty() {
-            bail!("not a clean end: {}", failed.join("; "));
-        }
-        Ok(())
     }
+}
+
+async fn statuses(fleet: &Fleet, probe: &Probe) -> Vec<Option<Status>> {
+    let urls = fleet.members().iter().map(|member| member.system_url());
+    let mut tasks = tokio::task::JoinSet::new();
+    for (index, url) in urls.enumerate() {
+        let probe = probe.clone();
+        tasks.spawn(async move {
+            let status = match url {
+                Some(url) => probe.status(&url).await,
+                None => None,
+            };
+            (index, status)
+        });
+    }
+    let mut statuses = vec![None; fleet.members().len()];
+    while let Some(Ok((index, status))) = tasks.join_next().await {
+        statuses[index] = status;
+    }
+    statuses
+}
+
+fn rows<'a>(fleet: &Fleet, statuses: &'a [Option<Status>]) -> Vec<Row<'a>> {
+    let members = fleet.members().iter().zip(statuses);
+    members
+        .map(|(member, status)| Row {
+            name: member.name(),
+            state: match (member.note(), status) {
+                (Some(note), _) => note.to_owned(),
+                (None, Some(status)) => state_of(status),
+                (None, None) => "starting".to_owned(),
+            },
+            status: status.as_ref(),
+        })
+        .collect()
+}
+
+/// Says whether every process is ready and, where there is a processor, it has a model that answers.
+fn serves(fleet: &Fleet, statuses: &[Option<Status>]) -> bool {
+    let ready = fleet.members().iter().all(|member| member.ready);
+    let answers = statuses[0].as_ref().is_some_and(|s| !s.models.is_empty());
+    ready && (answers || fleet.plan().up.headless)
 }
 
 /// Ctrl-C and SIGTERM, as events.
@@ -252,100 +276,5 @@ impl Interrupts {
             _ = self.int.recv() => {}
             _ = self.term.recv() => {}
         }
-    }
-}
-
-/// Returns the folder of our binaries: the one that holds this program.
-fn binaries() -> Result<PathBuf> {
-    let own = std::env::current_exe().context("find this program's own path")?;
-    let dir = own.parent().context("this program has no parent folder")?;
-    for name in ["stator-processor", "stator-agg"] {
-        if !dir.join(name).exists() {
-            bail!(
-                "{name} is not beside {}; build or install all binaries together",
-                own.display()
-            );
-        }
-    }
-    Ok(dir.to_path_buf())
-}
-
-fn system_url(child: &Child) -> String {
-    format!("http://127.0.0.1:{}", child.spec.system_port)
-}
-
-fn url(up: &Up) -> String {
-    let tls = up
-        .processor_arg
-        .iter()
-        .any(|arg| arg.starts_with("--tls-cert"));
-    let scheme = if tls { "https" } else { "http" };
-    format!("{scheme}://{}:{}", up.http_host, up.http_port)
-}
-
-/// Says whether every process is ready and the processor has a model that answers.
-fn serves(statuses: &[Option<Status>]) -> bool {
-    let ready = statuses
-        .iter()
-        .all(|s| s.as_ref().is_some_and(Status::is_ready));
-    ready && statuses[0].as_ref().is_some_and(|s| !s.models.is_empty())
-}
-
-fn greeting(up: &Up, statuses: &[Option<Status>]) -> String {
-    let model = statuses[0]
-        .as_ref()
-        .and_then(|s| s.models.first().cloned())
-        .unwrap_or_default();
-    let key = if up.api_key.is_empty() && up.api_key_file.is_none() {
-        ""
-    } else {
-        " -H \"Authorization: Bearer $STATOR_API_KEY\""
-    };
-    format!(
-        "ready: {url}/v1 answers as model {model:?}. Try:\n  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' \\\n    -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'",
-        url = url(up),
-    )
-}
-
-fn attach_hint(up: &Up, model: &str) -> String {
-    let mut text = String::from("waiting for engines; start each one with:");
-    for i in 0..up.workers {
-        text.push_str(&format!(
-            "\n  vllm serve {model} --headless --data-parallel-address 127.0.0.1 --data-parallel-rpc-port {} --data-parallel-size-local 1",
-            // The plan was laid out with the same ports.
-            up.attach_port.saturating_add(i)
-        ));
-    }
-    text
-}
-
-/// Returns the end of a log, without the stack that `RUST_BACKTRACE` adds to an error.
-fn last_lines(log: &Path) -> String {
-    let text = fs::read(log)
-        .map(|b| String::from_utf8_lossy(&b).into_owned())
-        .unwrap_or_default();
-    let mut lines: Vec<&str> = text.trim_end().lines().collect();
-    if let Some(stack) = lines.iter().rposition(|line| *line == "Stack backtrace:")
-        && lines[stack + 1..].iter().all(|line| line.starts_with(' '))
-    {
-        lines.truncate(stack);
-    }
-    lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_words_of_a_child_are_not_its_stack() {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let stack = format!("\nStack backtrace:\n{}", "   0: f\n".repeat(40));
-        let error = "Error: bind\n\nCaused by:\n    taken\n";
-        fs::write(log.path(), format!("{error}{stack}")).unwrap();
-        assert_eq!(last_lines(log.path()), error);
-        // That of an earlier run hides nothing.
-        fs::write(log.path(), format!("{error}{stack}started\n")).unwrap();
-        assert!(last_lines(log.path()).ends_with("f\nstarted"));
     }
 }
