@@ -1,9 +1,9 @@
 //! A worker in this process, with simulated engines that dial in over vLLM's wire.
 
+mod support;
+
 use std::{
     io,
-    net::SocketAddr,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -16,144 +16,17 @@ use stator_common::{
     Card, Code,
     card::Role,
     discovery::{Discovery, DiscoveryError, Event, Registration, Watch, mem::Mem},
-    drain::{self, Trigger},
     plane::tcp::{Client, ClientConfig, DeltaStream},
-    proto::worker::{self, Delta, FinishReason},
+    proto::worker::{self, FinishReason},
     telemetry::Telemetry,
 };
-use stator_sim::{Handle, Sim};
 use stator_testkit::{
-    client::{self, outcome, read_to_end, request, submit, until_running},
-    http::{get, send, until},
-    ports, vllm,
+    client::{outcome, read_to_end, request, submit, until_running},
+    ports,
 };
-use stator_worker::{
-    Config, Worker,
-    cli::{DiscoveryBackend, EngineKind},
-};
-use tokio::task::JoinHandle;
+use stator_worker::Worker;
 
-/// A worker that serves, and everything that a test does with it.
-struct Cluster {
-    address: String,
-    system: SocketAddr,
-    engine_port: u16,
-    model: tempfile::TempDir,
-    watch: Watch,
-    trigger: Trigger,
-    served: JoinHandle<anyhow::Result<()>>,
-}
-
-fn config(model: &Path, engine_port: u16) -> Config {
-    Config {
-        model: model.display().to_string(),
-        served_model_name: vec!["m".to_owned(), "alias".to_owned()],
-        discovery_backend: DiscoveryBackend::Mem,
-        system_port: 0,
-        engine: Some(EngineKind::Attach),
-        engine_attach: Some(format!("tcp://127.0.0.1:{engine_port}")),
-        run_dir: Some(model.join("run")),
-        ..Config::default()
-    }
-}
-
-fn model() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("temporary folder");
-    let json = r#"{"vocab_size": 1000, "max_position_embeddings": 4096}"#;
-    std::fs::write(folder.path().join("config.json"), json).expect("write");
-    std::fs::write(folder.path().join("tokenizer.json"), "{}").expect("write");
-    folder
-}
-
-impl Cluster {
-    async fn start(change: impl FnOnce(&mut Config)) -> Self {
-        Self::start_in(Mem::default(), change).await
-    }
-
-    async fn start_in(discovery: impl Discovery, change: impl FnOnce(&mut Config)) -> Self {
-        let model = model();
-        let engine_port = ports::free_row(4);
-        let mut config = config(model.path(), engine_port);
-        change(&mut config);
-        let watch = discovery.watch().await.expect("watch");
-        let discovery = Arc::new(discovery);
-        let worker = Worker::bind_in(
-            config,
-            Role::Agg,
-            Arc::new(Agg),
-            Telemetry::detached(),
-            discovery,
-        )
-        .await
-        .expect("bind");
-        let (address, system) = (worker.addr(), worker.system_addr().expect("system routes"));
-        let (trigger, drain) = drain::channel();
-        Self {
-            address: address.to_string(),
-            system,
-            engine_port,
-            model,
-            watch,
-            trigger,
-            served: tokio::spawn(worker.serve(drain)),
-        }
-    }
-
-    /// Starts a worker with an engine and connects to it.
-    async fn serving(flags: &str) -> (Self, Handle, Card, Client) {
-        let mut cluster = Self::start(|_| {}).await;
-        let engine = cluster.engine(0, flags);
-        let card = cluster.card().await;
-        let client = cluster.client().await;
-        (cluster, engine, card, client)
-    }
-
-    /// Starts an engine for a rank.
-    fn engine(&self, rank: u16, flags: &str) -> Handle {
-        let model = self.model.path().display().to_string();
-        let args = ["serve".to_owned(), model]
-            .into_iter()
-            .chain(vllm::headless(self.engine_port + rank))
-            .chain(flags.split_whitespace().map(str::to_owned));
-        let configs = stator_sim::cli::parse(args)
-            .expect("flags")
-            .expect("no help");
-        Sim::spawn(configs.into_iter().next().expect("one engine"))
-    }
-
-    async fn card(&mut self) -> Card {
-        client::card(&mut self.watch).await
-    }
-
-    async fn client(&self) -> Client {
-        let client = Client::connect(&self.address, ClientConfig::default());
-        client.ready().await.expect("connect");
-        client
-    }
-
-    /// Asks a system route; returns status and body.
-    async fn get(&self, path: &str) -> (u16, String) {
-        let answered = send(self.system, get(path)).await;
-        (answered.status, answered.text().to_owned())
-    }
-
-    /// Waits for the end of the worker, which must be a clean one.
-    async fn ended(self) {
-        self.served.await.expect("no panic").expect("a clean end");
-    }
-
-    async fn until_requests(&self, count: usize) {
-        let wanted = format!("\"requests\":{count},");
-        until(self.system, "/status", |answered| {
-            answered.text().contains(&wanted)
-        })
-        .await;
-    }
-}
-
-fn code(delta: &Delta) -> worker::Code {
-    delta.error.as_ref().expect("an error").code()
-}
+use support::{Cluster, code, config, model};
 
 #[tokio::test]
 async fn what_the_engine_generates_reaches_every_processor() {

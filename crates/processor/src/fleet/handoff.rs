@@ -167,7 +167,10 @@ impl Fleet {
     /// Decides who computes the prompt.
     fn place(&self, order: &Order, decode: &Booked, prefill: &Booked) -> Place {
         let tokens = prompt_tokens(&order.request);
-        let (ahead, at_decode) = (prefill.target().ledger.load(), decode.target().ledger.load());
+        let (ahead, at_decode) = (
+            prefill.target().ledger.load(),
+            decode.target().ledger.load(),
+        );
         let situation = Situation {
             // What is cached where is not known yet.
             uncached: tokens,
@@ -225,7 +228,11 @@ impl Fleet {
             let (request, failures) = (&request, &failures);
             async move {
                 let moved = cached_at
-                    .filter(|at| booked.as_ref().is_none_or(|booked| booked.worker().id() != at))
+                    .filter(|at| {
+                        booked
+                            .as_ref()
+                            .is_none_or(|booked| booked.worker().id() != at)
+                    })
                     .and_then(|at| {
                         self.prefill.choose(&Ask {
                             preferred: Some(&at),
@@ -233,7 +240,8 @@ impl Fleet {
                             ..Ask::new(request, &failures.lock())
                         })
                     });
-                let gone = || DispatchError::new(Code::Unavailable, "no prefill worker is connected");
+                let gone =
+                    || DispatchError::new(Code::Unavailable, "no prefill worker is connected");
                 let booked = moved.or(booked).ok_or_else(gone)?;
                 let worker = booked.worker().clone();
                 let computed = self.prefill(order, booked, request).await;
@@ -283,7 +291,9 @@ impl Fleet {
             .prefill
             .add(work as f64, took.as_secs_f64());
         debug!(request = order.request.request_id, worker = %by, ?took, "prompt computed");
-        let lease = delta.kv_lease_ms.map_or(DEFAULT_LEASE, Duration::from_millis);
+        let lease = delta
+            .kv_lease_ms
+            .map_or(DEFAULT_LEASE, Duration::from_millis);
         let params = std::mem::take(&mut delta.kv_transfer_params);
         Ok(Computed {
             held: Held::new(params, lease, &self.releaser),
@@ -317,7 +327,11 @@ impl Fleet {
                 }
                 let lease = held_for(&error, delta.kv_lease_ms);
                 let computed = lease.map(|lease| Computed {
-                    held: Held::new(params, lease.saturating_sub(since.elapsed()), &self.releaser),
+                    held: Held::new(
+                        params,
+                        lease.saturating_sub(since.elapsed()),
+                        &self.releaser,
+                    ),
                     by,
                     delta,
                 });
@@ -360,7 +374,11 @@ impl Fleet {
             Err((worker, error)) => {
                 self.metrics.handoff.failed.increment(1);
                 let at_prefill = worker.id() == computing.id();
-                let list = if at_prefill { &mut tried.prefill } else { &mut tried.decode };
+                let list = if at_prefill {
+                    &mut tried.prefill
+                } else {
+                    &mut tried.decode
+                };
                 failed(worker, &error, list);
                 Err(error.into())
             }
@@ -373,7 +391,10 @@ impl Fleet {
         self.metrics.handoff.transfer.record(took);
         self.metrics.handoff.done.increment(1);
         let tokens = prompt_tokens(&order.request) as f64;
-        self.measured.lock().transfer.add(tokens, took.as_secs_f64());
+        self.measured
+            .lock()
+            .transfer
+            .add(tokens, took.as_secs_f64());
         attempt.preface(prompt.prompt_logprobs, prompt.cached_tokens);
         attempt
     }
@@ -422,9 +443,10 @@ fn decode_request(order: &Order, params: bytes::Bytes, transfer_id: String) -> G
         transfer_id,
         ..GenerateRequest::clone(&order.request)
     };
-    if let Some(sampling) = &mut request.sampling {
-        // The prefill engine has them; this one would have to compute the prompt again.
-        sampling.prompt_logprobs = None;
+    // The prefill engine has them; this one would have to compute the prompt again.
+    if let Some(sampling) = &mut request.sampling
+        && sampling.prompt_logprobs.take().is_some()
+    {
         sampling.skip_reading_prefix_cache = None;
     }
     request

@@ -117,7 +117,9 @@ impl Releaser {
             }
             tried.push(worker);
         }
-        warn!("no decode worker could give KV back: its prefill engine keeps it until the lease is over");
+        warn!(
+            "no decode worker could give KV back: its prefill engine keeps it until the lease is over"
+        );
         self.metrics.abandoned.increment(1);
     }
 }

@@ -61,7 +61,12 @@ impl Fleet {
     /// - `mode`: how workers are chosen; prefill workers always by the tokens they have to compute, which is
     ///   what a prompt waits for.
     /// - `seed`: of random choices.
-    pub fn new(mode: RouterMode, conditional: Conditional, seed: u64, metrics: ModelMetrics) -> Self {
+    pub fn new(
+        mode: RouterMode,
+        conditional: Conditional,
+        seed: u64,
+        metrics: ModelMetrics,
+    ) -> Self {
         let pool = |policy| Pool::new(policy, seed, metrics.retries.clone());
         let decode = Arc::new(pool(mode.policy()));
         Self {
@@ -116,7 +121,12 @@ impl Fleet {
         let Some(deadline) = order.deadline else {
             return self.dispatch_any(order).await;
         };
-        let late = |_| DispatchError::new(Code::DeadlineExceeded, "not begun within the request's time");
+        let late = |_| {
+            DispatchError::new(
+                Code::DeadlineExceeded,
+                "not begun within the request's time",
+            )
+        };
         timeout_at(deadline, self.dispatch_any(order))
             .await
             .map_err(late)?
