@@ -4,7 +4,7 @@
 //! The way of a request: `handler` takes it from the plane, `convert` makes it the engine's, `requests`
 //! remembers whose it is, `sink` sends the outputs of each step back to where the requests came from. On both ways the
 //! role's [`Plan`] says what this role makes of it.
-//! Around it: `rank` keeps an engine running, `files` and `card` tell what is served, `system` answers
+//! Around it: `rank` keeps an engine running, `files` and `card` tell what is served, `transfer` where engines find each other, `system` answers
 //! questions of people and machines. A role (`stator-agg`) is a plan and a call of [`run()`].
 
 mod announce;
@@ -25,6 +25,7 @@ mod run;
 mod sink;
 mod status;
 mod system;
+mod transfer;
 mod worker;
 
 pub use config::Config;

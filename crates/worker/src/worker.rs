@@ -39,6 +39,7 @@ use crate::{
     requests::Count,
     status::{Health, Loads},
     system::System,
+    transfer::Transfer,
 };
 
 /// The wait before a worker that was known once tries to become known again; it doubles up to
@@ -61,6 +62,7 @@ pub struct Worker {
     discovery: Arc<dyn Discovery>,
     ranks: Vec<stator_engine::Config>,
     run_dir: RunDir,
+    transfer: Transfer,
     telemetry: Telemetry,
 }
 
@@ -124,7 +126,8 @@ impl Worker {
             // -1: none.
             Err(_) => None,
         };
-        let engines = launch::engines(&config, role, &id)?;
+        let reached = network::advertised(addr.ip()).context("find this machine's address")?;
+        let engines = launch::engines(&config, role, &id, reached)?;
         Ok(Self {
             config,
             role,
@@ -137,6 +140,7 @@ impl Worker {
             discovery,
             ranks: engines.configs,
             run_dir: engines.run_dir,
+            transfer: engines.transfer,
             telemetry,
         })
     }
@@ -200,6 +204,7 @@ impl Worker {
         let publication = Publication {
             config: &self.config,
             role: self.role,
+            transfer: &self.transfer,
             id: &self.id,
             address: &self.advertised,
             discovery: &*self.discovery,
@@ -283,6 +288,7 @@ async fn first_failure(engines: &mut JoinSet<Result<(), StartError>>) -> anyhow:
 struct Publication<'a> {
     config: &'a Config,
     role: Role,
+    transfer: &'a Transfer,
     id: &'a WorkerId,
     address: &'a str,
     discovery: &'a dyn Discovery,
@@ -349,8 +355,9 @@ impl Publication<'_> {
             &config.engine_args,
         )
         .context("read the model's files")?;
-        let card = card::describe(config, self.role, self.id, self.address, engines, &files)
+        let mut card = card::describe(config, self.role, self.id, self.address, engines, &files)
             .context("describe a worker without engines")?;
+        card.handoff = self.transfer.card(&config.engine_args);
         *self.serving.files.lock() = Arc::new(files);
         let (place, names) = (card.endpoint.to_string(), card.model.names.join(", "));
         let registration = self

@@ -2,14 +2,14 @@
 
 mod settings;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 pub use stator_common::settings::DiscoveryBackend;
 use stator_common::{card::Role, settings::Variables};
 use stator_engine::{
     flags::{self, Arity, EngineFlag, FlagError},
-    introspect::{self, IntrospectError},
+    introspect::{self, Installed, IntrospectError},
 };
 
 pub use settings::{EngineKind, RequestPlane, Settings};
@@ -28,6 +28,7 @@ pub(crate) const ENVIRONMENT: Variables = Variables(&[
     ("advertise-host", &["STATOR_ADVERTISE_HOST"]),
     ("engine", &["STATOR_ENGINE"]),
     ("engine-command", &["STATOR_ENGINE_COMMAND"]),
+    ("connector", &["STATOR_CONNECTOR", "DYN_CONNECTOR"]),
     ("python", &["STATOR_PYTHON"]),
     ("run-dir", &["STATOR_RUN_DIR"]),
     (
@@ -61,6 +62,10 @@ pub struct Cli {
     /// Prints the version, and ends.
     #[arg(long, short = 'V', action = clap::ArgAction::Version, help_heading = "Configuration")]
     version: Option<bool>,
+
+    /// The vLLM that will run, where it is installed here.
+    #[arg(skip)]
+    pub vllm: Option<Arc<Installed>>,
 
     /// What flags, environment and file have in common.
     #[command(flatten)]
@@ -137,6 +142,7 @@ pub fn parse(
     };
     let kind = value("engine");
     let attached = kind.as_deref() == Some("attach") || value("engine-attach").is_some();
+    let mut vllm = None;
     let (known, hint) = if kind.as_deref() == Some("sim") {
         let mut known = EngineFlag::built_in();
         known.extend(simulator_flags());
@@ -146,11 +152,13 @@ pub fn parse(
     } else {
         let python = python::find(value("python").map(PathBuf::from), environment)?;
         let hint = flags::help_command(&python);
-        (introspect::introspect(&python)?.flags, hint)
+        let installed = vllm.insert(Arc::new(introspect::introspect(&python)?));
+        (installed.flags.clone(), hint)
     };
     let split = flags::split(argv.iter().cloned(), &own, &known)
         .map_err(|error| CliError::Engine(error, hint))?;
     let mut cli = Cli::from_arg_matches(&own.try_get_matches_from(split.own)?)?;
+    cli.vllm = vllm;
     cli.settings.model = split.model;
     cli.settings.engine_args = (!split.engine.is_empty()).then_some(split.engine);
     Ok(cli)

@@ -8,6 +8,7 @@ use stator_common::{
     card::Endpoint,
     settings::{DiscoveryBackend, duration},
 };
+use stator_engine::handoff::ShortName;
 
 /// What a person may set. Absent fields leave the choice to the layer below.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
@@ -133,6 +134,11 @@ pub struct Settings {
     /// The simulated engine's program [default: stator-sim beside this one, or on the PATH].
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub engine_command: Option<PathBuf>,
+
+    /// What moves KV in and out of the engine, one or several in this order; stands for vLLM's
+    /// --kv-transfer-config. Prefill and decode workers need nixl, or lmcache by itself.
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', help_heading = "Engine")]
+    pub connector: Option<Vec<ShortName>>,
 
     /// Python with vLLM [default: that of VLLM_VENV, VIRTUAL_ENV or ./.venv, or python3].
     #[arg(long, value_name = "FILE", help_heading = "Engine")]

@@ -10,7 +10,7 @@ use stator_common::{
     card::{self, Role},
     settings::{self, SecretError},
 };
-use stator_engine::handoff::TransferError;
+use stator_engine::handoff::{ShortName, TransferError};
 
 use super::Config;
 use crate::{
@@ -54,20 +54,52 @@ pub enum ConfigError {
     #[error(transparent)]
     Transfer(#[from] TransferError),
     #[error(
-        "a {0} worker needs a connector that hands KV from engine to engine: --kv-transfer-config \
-         '{{\"kv_connector\":\"NixlConnector\",\"kv_role\":\"{role}\"}}'",
-        role = kv_role(*.0)
+        "a {role} worker needs a connector that hands KV from engine to engine{}: say {}",
+        has(.found), remedy(.names)
     )]
-    NoHandOff(Role),
+    NoHandOff {
+        role: Role,
+        /// vLLM's names of what there is instead.
+        found: Vec<String>,
+        names: Vec<ShortName>,
+    },
+    #[error(
+        "--connector {} and --kv-transfer-config contradict each other: leave out one of them{}",
+        list(.names), stands_for(.meaning)
+    )]
+    TwoConnectors {
+        names: Vec<ShortName>,
+        meaning: Option<String>,
+    },
+    #[error(
+        "--connector {} contradicts itself: say --connector none, or leave `none` out",
+        list(.0)
+    )]
+    NoneAndOthers(Vec<ShortName>),
 }
 
-/// Returns what vLLM calls a role's side of a transfer.
-fn kv_role(role: Role) -> &'static str {
-    match role {
-        Role::Prefill => "kv_producer",
-        Role::Decode => "kv_consumer",
-        Role::Agg | Role::Encode => "kv_both",
+fn list(names: &[ShortName]) -> String {
+    let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+    names.join(",")
+}
+
+fn has(found: &[String]) -> String {
+    match found {
+        [] => String::new(),
+        found => format!(", and {} does not", found.join(" with ")),
     }
+}
+
+fn remedy(names: &[ShortName]) -> String {
+    let others = names.iter().filter(|name| **name != ShortName::None);
+    let names: Vec<ShortName> = others.copied().chain([ShortName::Nixl]).collect();
+    format!("--connector {}", list(&names))
+}
+
+fn stands_for(meaning: &Option<String>) -> String {
+    meaning.as_ref().map_or_else(String::new, |json| {
+        format!(" (--connector stands for --kv-transfer-config '{json}')")
+    })
 }
 
 /// Loads the configuration: command line over environment over file over default.
@@ -90,6 +122,7 @@ pub fn load(
     let mut config: Config = merged
         .try_into()
         .map_err(|error| ConfigError::Value(Box::new(error)))?;
+    config.vllm = cli.vllm.clone();
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), environment)?;
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
@@ -110,6 +143,7 @@ fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     if config.model.is_empty() {
         return Err(ConfigError::NoModel);
     }
+    config.transfer(role)?;
     config.handoff(role)?;
     let place = config.place(role);
     for name in [place.namespace, place.component, place.endpoint] {
@@ -224,6 +258,48 @@ mod tests {
         let line = format!("stator-agg /m --engine sim --config {}", file.display());
         let error = loaded(&line, &[]).unwrap_err();
         assert!(error.to_string().contains("naemspace"), "{error}");
+    }
+
+    #[test]
+    fn a_connector_by_its_short_name_stands_for_vllms_flag() {
+        let line = "stator-agg /m --engine sim --connector kvbm,nixl";
+        let config = loaded(line, &[]).unwrap();
+        let transfer = config.transfer(Role::Prefill).unwrap().unwrap();
+        assert_eq!(transfer.connectors(), ["DynamoConnector", "NixlConnector"]);
+        let config = loaded("stator-agg /m --engine sim", &[("DYN_CONNECTOR", "none")]).unwrap();
+        assert_eq!(config.transfer(Role::Agg).unwrap(), None);
+    }
+
+    #[test]
+    fn a_role_without_a_hand_off_is_told_the_flag_that_works() {
+        let config = |line: &str| loaded(line, &[]).unwrap();
+        for (line, remedy) in [
+            (
+                "stator-agg /m --engine sim",
+                "engine to engine: say --connector nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --connector kvbm",
+                "and DynamoConnector does not: say --connector kvbm,nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --connector none",
+                "say --connector nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --kv-transfer-config.kv_connector OffloadingConnector",
+                "and OffloadingConnector does not: say --connector nixl",
+            ),
+        ] {
+            let error = config(line).handoff(Role::Decode).unwrap_err().to_string();
+            assert!(error.contains(remedy), "{error}");
+            assert!(config(line).handoff(Role::Agg).unwrap().is_none());
+        }
+        let both = "stator-agg /m --engine sim --connector nixl --kv-transfer-config {\"kv_connector\":\"X\"}";
+        let error = loaded(both, &[]).unwrap_err().to_string();
+        assert!(error.contains("--kv-transfer-config '{"), "{error}");
+        let error = loaded("stator-agg /m --engine sim --connector none,nixl", &[]);
+        assert!(matches!(error, Err(ConfigError::NoneAndOthers(_))));
     }
 
     #[test]

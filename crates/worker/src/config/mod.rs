@@ -2,13 +2,16 @@
 
 mod load;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
 pub use stator_common::settings::Secret;
 
-use stator_engine::handoff::{HandOff, TransferConfig};
+use stator_engine::{
+    handoff::{HandOff, ShortName, TransferConfig},
+    introspect::Installed,
+};
 
 pub use load::{ConfigError, load, to_toml};
 
@@ -73,6 +76,9 @@ pub struct Config {
     pub engine_advertise_host: Option<String>,
     /// The simulated engine's program. Absent: `stator-sim` beside this one, or on the path.
     pub engine_command: Option<PathBuf>,
+    /// What moves KV in and out of the engine; stands for `--kv-transfer-config`. Empty: what that says, if
+    /// anything.
+    pub connector: Vec<ShortName>,
     /// Python with vLLM. Absent: that of `VLLM_VENV`, `VIRTUAL_ENV`, `./.venv`, or `python3`.
     pub python: Option<PathBuf>,
     /// Whether the engine outlives this worker, to be taken over by the next one. Default false.
@@ -97,6 +103,9 @@ pub struct Config {
     /// The secret itself, once it is read. Never written.
     #[serde(skip)]
     pub plane_token: Option<Secret>,
+    /// The vLLM that will run, once it has been looked at.
+    #[serde(skip)]
+    pub vllm: Option<Arc<Installed>>,
 }
 
 impl Default for Config {
@@ -127,6 +136,7 @@ impl Default for Config {
             engine_attach: None,
             engine_advertise_host: None,
             engine_command: None,
+            connector: Vec::new(),
             python: None,
             engine_keep: false,
             run_dir: None,
@@ -136,6 +146,7 @@ impl Default for Config {
             engine_args: Vec::new(),
             drain_grace: Duration::from_secs(30),
             plane_token: None,
+            vllm: None,
         }
     }
 }
@@ -159,8 +170,45 @@ impl Config {
             Role::Agg | Role::Encode => return Ok(None),
             Role::Prefill | Role::Decode => {}
         }
-        let handoff = TransferConfig::given(&self.engine_args)?.and_then(|given| given.handoff());
-        handoff.map(Some).ok_or(ConfigError::NoHandOff(role))
+        let transfer = self.transfer(role)?;
+        let handoff = transfer.as_ref().and_then(TransferConfig::handoff);
+        handoff.map(Some).ok_or_else(|| {
+            let found = transfer.map_or_else(Vec::new, |transfer| {
+                transfer
+                    .connectors()
+                    .into_iter()
+                    .map(str::to_owned)
+                    .collect()
+            });
+            ConfigError::NoHandOff {
+                role,
+                found,
+                names: self.connector.clone(),
+            }
+        })
+    }
+
+    /// Returns the engine's connectors, where it has some.
+    ///
+    /// # Errors
+    /// [`ConfigError::Transfer`], [`ConfigError::TwoConnectors`] and [`ConfigError::NoneAndOthers`].
+    pub fn transfer(&self, role: Role) -> Result<Option<TransferConfig>, ConfigError> {
+        let given = TransferConfig::given(&self.engine_args)?;
+        if self.connector.is_empty() {
+            return Ok(given);
+        }
+        if self.connector.len() > 1 && self.connector.contains(&ShortName::None) {
+            return Err(ConfigError::NoneAndOthers(self.connector.clone()));
+        }
+        let cpu = self.vllm.as_ref().is_some_and(|vllm| vllm.is_cpu());
+        let named = TransferConfig::of_names(&self.connector, role, cpu);
+        if given.is_some() {
+            return Err(ConfigError::TwoConnectors {
+                names: self.connector.clone(),
+                meaning: named.map(|named| named.to_json()),
+            });
+        }
+        Ok(named)
     }
 
     /// Returns where the worker belongs.
