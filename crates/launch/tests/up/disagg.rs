@@ -5,11 +5,10 @@ use crate::scale::Traffic;
 
 /// One worker of each half.
 const PAIR: &str = "--prefill-workers 1 --decode-workers 1";
-const KV: &str = r#"--kv-transfer-config {"kv_connector":"NixlConnector","kv_role":"kv_both"}"#;
 
 #[tokio::test]
 async fn a_prefill_and_a_decode_worker_answer_together() {
-    let launcher = Launcher::ready(PAIR, KV).await;
+    let launcher = Launcher::ready(PAIR, "").await;
     assert_eq!(
         launcher.names().await,
         ["processor", "prefill-0", "decode-0"]
@@ -23,7 +22,7 @@ async fn a_prefill_and_a_decode_worker_answer_together() {
 
 #[tokio::test]
 async fn both_halves_grow_and_shrink_and_no_request_fails() {
-    let launcher = Launcher::ready(PAIR, KV).await;
+    let launcher = Launcher::ready(PAIR, "").await;
     let traffic = Traffic::start(&launcher);
     traffic.goes_on().await;
     for (counts, names) in [
@@ -53,7 +52,6 @@ async fn both_halves_grow_and_shrink_and_no_request_fails() {
         let output = launcher.command(&format!("scale {counts}")).await;
         assert!(output.status.success(), "{counts}: {output:?}");
         assert_eq!(launcher.names().await, names, "{output:?}");
-        eprintln!("DONE {counts}");
         traffic.goes_on().await;
     }
     traffic.end().await;
