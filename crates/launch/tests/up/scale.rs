@@ -10,14 +10,14 @@ use tokio::task::JoinHandle;
 use crate::launcher::{CHAT, Launcher, chat};
 
 /// Clients that ask again and again until they are told to stop, each one request at a time.
-struct Traffic {
+pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Traffic {
-    fn start(launcher: &Launcher) -> Self {
+    pub(crate) fn start(launcher: &Launcher) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicUsize::new(0));
         let client = || {
@@ -41,7 +41,7 @@ impl Traffic {
     }
 
     /// Waits for an answer to a request that was sent after this call.
-    async fn goes_on(&self) {
+    pub(crate) async fn goes_on(&self) {
         let enough = self.answered.load(Ordering::Relaxed) + self.clients.len() + 1;
         while self.answered.load(Ordering::Relaxed) < enough {
             assert!(
@@ -53,7 +53,7 @@ impl Traffic {
     }
 
     /// Stops; fails if any request failed.
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             client.await.expect("every request is answered");

@@ -141,6 +141,17 @@ impl Fleet {
     async fn dispatch_any(&self, order: &Order) -> Result<Attempt, DispatchError> {
         let way = self.way();
         let way = way.map_err(|lacks| DispatchError::new(Code::Unavailable, lacks))?;
+        match self.dispatch_by(way, order).await {
+            Err(error) if error.code.is_retryable() => match self.way() {
+                // The workers of the one way left meanwhile, and those of the other are there.
+                Ok(now) if now != way => self.dispatch_by(now, order).await,
+                Ok(_) | Err(_) => Err(error),
+            },
+            done => done,
+        }
+    }
+
+    async fn dispatch_by(&self, way: Way, order: &Order) -> Result<Attempt, DispatchError> {
         match (way, order.deadline) {
             (Way::Disaggregated, _) => self.hand_off(order).await,
             (Way::Aggregated, None) => self.agg.dispatch(&order.request).await,
