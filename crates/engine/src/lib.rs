@@ -30,6 +30,7 @@ mod live;
 mod local;
 mod logtail;
 pub mod model;
+mod node;
 pub mod output;
 mod process;
 mod progress;
@@ -52,6 +53,7 @@ pub use engine::{Engine, Prepared, RequestHandle};
 pub use error::{StartError, SubmitError, UtilityError};
 pub use handoff::HandOff;
 pub use info::EngineInfo;
+pub use node::Node;
 pub use output::{
     Batch, Finish, Logprobs, Message, Output, RequestError, RequestKey, SchedulerStats,
     UtilityOutput,
