@@ -31,6 +31,7 @@ mod live;
 mod local;
 mod logtail;
 pub mod model;
+mod node;
 pub mod output;
 mod process;
 mod progress;
@@ -54,6 +55,7 @@ pub use error::{StartError, SubmitError, UtilityError};
 pub use handoff::HandOff;
 pub use info::EngineInfo;
 pub use left::end_left;
+pub use node::Node;
 pub use output::{
     Batch, Finish, Logprobs, Message, Output, RequestError, RequestKey, SchedulerStats,
     UtilityOutput,

@@ -188,9 +188,15 @@ fn devices(config: &Config, rank: u32) -> Result<Vec<(OsString, OsString)>, Laun
 }
 
 /// Returns how many devices one engine takes.
-fn devices_each(args: &[String]) -> usize {
+pub(crate) fn devices_each(args: &[String]) -> usize {
     let given = Given::read(args);
     (size(&given, "tensor-parallel-size") * size(&given, "pipeline-parallel-size")) as usize
+}
+
+/// Says whether an engine's devices are not all of this machine: they are found by Ray, or other nodes have
+/// some.
+pub(crate) fn spans_machines(given: &Given<'_>) -> bool {
+    size(given, "nnodes") > 1 || given.value("distributed-executor-backend") == Some("ray")
 }
 
 /// Reads a count that is 1 where it is not given.

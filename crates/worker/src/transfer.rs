@@ -19,7 +19,10 @@ use stator_engine::{
     handoff::{Connector, HandOff, Peer, TransferConfig},
 };
 
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{Config, ConfigError},
+    launch::{engine_args, size},
+};
 
 const HOST: &str = "VLLM_NIXL_SIDE_CHANNEL_HOST";
 const PORT: &str = "VLLM_NIXL_SIDE_CHANNEL_PORT";
@@ -175,14 +178,12 @@ impl Transfer {
             }
             sides.push(side);
         }
-        let cpu = config.vllm.as_ref().is_some_and(|vllm| vllm.is_cpu());
-        let ucx = cpu && transfer.has_nixl() && environment(UCX_TLS.0).is_none();
-        let ucx = ucx.then(|| (UCX_TLS.0.into(), UCX_TLS.1.into()));
+        let env = transports(config, &transfer, &environment);
         Ok(Self {
             config: Some(transfer),
             handoff,
             sides,
-            env: ucx.into_iter().collect(),
+            env,
         })
     }
 
@@ -219,7 +220,7 @@ impl Transfer {
     pub(crate) fn card(&self, args: &[String]) -> Option<card::HandOff> {
         let handoff = self.handoff.as_ref()?;
         let given = Given::read(args);
-        let size = |name| crate::launch::size(&given, name);
+        let size = |name| size(&given, name);
         let tensor = size("tensor-parallel-size");
         let context = size("decode-context-parallel-size");
         let peers = self.sides.iter().filter_map(|side| {
@@ -240,6 +241,47 @@ impl Transfer {
             lease_ms: u64::try_from(handoff.lease.as_millis()).unwrap_or(u64::MAX),
             peers: peers.collect(),
         })
+    }
+}
+
+/// Returns vLLM's arguments for a further node of an engine, whose connectors are those of the first.
+///
+/// # Errors
+/// [`TransferError::Config`].
+pub(crate) fn node_args(config: &Config, role: Role) -> Result<Vec<String>, TransferError> {
+    let transfer = Transfer {
+        config: config.transfer(role)?,
+        ..Transfer::default()
+    };
+    Ok(transfer.args(engine_args(config), 0))
+}
+
+/// Returns the environment of a further node of an engine.
+///
+/// # Errors
+/// [`TransferError::Config`].
+pub(crate) fn node_env(
+    config: &Config,
+    role: Role,
+) -> Result<Vec<(OsString, OsString)>, TransferError> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let transfer = config.transfer(role)?;
+    Ok(transfer.map_or_else(Vec::new, |transfer| {
+        transports(config, &transfer, &environment)
+    }))
+}
+
+fn transports(
+    config: &Config,
+    transfer: &TransferConfig,
+    environment: &impl Fn(&str) -> Option<String>,
+) -> Vec<(OsString, OsString)> {
+    let (name, value) = UCX_TLS;
+    let cpu = config.vllm.as_ref().is_some_and(|vllm| vllm.is_cpu());
+    if cpu && transfer.has_nixl() && environment(name).is_none() {
+        vec![(name.into(), value.into())]
+    } else {
+        Vec::new()
     }
 }
 

@@ -15,7 +15,7 @@ use stator_engine::{
 
 pub use load::{ConfigError, load, to_toml};
 
-use crate::cli::{DiscoveryBackend, EngineKind, RequestPlane};
+use crate::cli::{DiscoveryBackend, EngineKind, EventPlane, Mode, RequestPlane};
 
 /// A worker's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +45,12 @@ pub struct Config {
     /// All three at once; wins over them. `dyn://namespace.component.endpoint`.
     #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
+    /// What kind of worker this is meant to be. Absent: what it is.
+    pub disaggregation_mode: Option<Mode>,
+    /// The same, in an older spelling.
+    pub is_prefill_worker: bool,
+    /// The same, in an older spelling.
+    pub is_decode_worker: bool,
     /// Where the worker makes itself known. Default `file`.
     pub discovery_backend: DiscoveryBackend,
     /// Folder of the file discovery. Absent: the default that processors use too.
@@ -52,6 +58,8 @@ pub struct Config {
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
+    /// How events about KV would go. Default `zmq`; there are none yet.
+    pub event_plane: EventPlane,
     /// Address to take requests on. Default 127.0.0.1: this machine only.
     pub host: String,
     /// Port to take requests on. 0, the default, takes a free one.
@@ -88,6 +96,8 @@ pub struct Config {
     pub run_dir: Option<PathBuf>,
     /// Independent engines of this worker. Default 1.
     pub data_parallel_size: u32,
+    /// Whether this is only a further node of an engine. Default false.
+    pub headless: bool,
     /// Whether a vLLM outside the tested versions is accepted. Default false.
     pub any_vllm_version: bool,
     /// Time for an engine to become ready. Default 10 min, vLLM's own.
@@ -122,9 +132,13 @@ impl Default for Config {
             component_name: None,
             endpoint_name: "generate".to_owned(),
             endpoint: None,
+            disaggregation_mode: None,
+            is_prefill_worker: false,
+            is_decode_worker: false,
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
             request_plane: RequestPlane::Tcp,
+            event_plane: EventPlane::Zmq,
             host: "127.0.0.1".to_owned(),
             port: 0,
             advertise_host: None,
@@ -141,6 +155,7 @@ impl Default for Config {
             engine_keep: false,
             run_dir: None,
             data_parallel_size: 1,
+            headless: false,
             any_vllm_version: false,
             engine_ready_timeout: Duration::from_secs(600),
             engine_args: Vec::new(),
