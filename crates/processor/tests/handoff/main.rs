@@ -1,9 +1,9 @@
 //! Requests through prefill and decode workers, each played by the test: what every worker is asked, in which
 //! order, and what is asked of others when one fails.
 
-mod both;
 mod chain;
 mod failures;
+mod ids;
 mod leaving;
 mod stage;
 #[path = "../support/mod.rs"]
