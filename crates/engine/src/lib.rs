@@ -25,6 +25,7 @@ pub mod handoff;
 mod handshake;
 mod info;
 pub mod introspect;
+mod left;
 mod limits;
 mod live;
 mod local;
@@ -53,6 +54,7 @@ pub use engine::{Engine, Prepared, RequestHandle};
 pub use error::{StartError, SubmitError, UtilityError};
 pub use handoff::HandOff;
 pub use info::EngineInfo;
+pub use left::end_left;
 pub use node::Node;
 pub use output::{
     Batch, Finish, Logprobs, Message, Output, RequestError, RequestKey, SchedulerStats,

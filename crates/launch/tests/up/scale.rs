@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use stator_testkit::http::{post, send};
-use stator_testkit::wait::PAUSE;
+use stator_testkit::process::{self, Signal};
+use stator_testkit::wait::{PAUSE, until};
 use tokio::task::JoinHandle;
 
 use crate::launcher::{CHAT, Launcher, chat};
@@ -98,4 +99,22 @@ async fn numbers_that_could_not_serve_are_refused_with_what_would() {
         assert!(said.contains(because), "{counts}: {said}");
     }
     assert_eq!(launcher.names().await, ["processor", "agg-0"]);
+}
+
+#[tokio::test]
+async fn a_removed_worker_leaves_no_engine_behind_where_engines_are_kept() {
+    let launcher = Launcher::ready("--workers 2 --engine-keep", "").await;
+    let engine = launcher.engine("agg-1");
+    assert!(process::is_alive(engine));
+    let output = launcher.command("scale agg=1").await;
+    assert!(output.status.success(), "{output:?}");
+    assert!(!process::is_alive(engine));
+
+    // That of the one that stayed is kept for the next start.
+    let kept = launcher.engine("agg-0");
+    let output = launcher.command("down").await;
+    assert!(output.status.success(), "{output:?}");
+    assert!(process::is_alive(kept));
+    process::signal(kept, Signal::SIGTERM);
+    until("the kept engine has ended", || !process::is_alive(kept)).await;
 }
