@@ -6,13 +6,15 @@ tokenizer whose tokens cut through UTF-8 sequences, special tokens, a chat templ
 with tools and thinking, defaults in generation_config.json, answers that end by
 themselves. The same arguments give the same files, byte for byte.
 
-usage: make_model.py OUT        (needs numpy, tokenizers)
+With `--experts N` its layers are mixtures of N experts, of which each token takes two.
+
+usage: make_model.py OUT [--experts N]        (needs numpy, tokenizers)
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy
@@ -109,13 +111,23 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def weights(vocabulary: int, eos: int) -> dict[str, numpy.ndarray]:
+def weights(vocabulary: int, eos: int, experts: int) -> dict[str, numpy.ndarray]:
     rng = numpy.random.default_rng(SEED)
     hidden, inner, head = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["head_dim"]
     queries, keys = SIZES["num_attention_heads"] * head, SIZES["num_key_value_heads"] * head
 
     def matrix(rows: int, columns: int) -> numpy.ndarray:
         return rng.normal(0.0, 0.2, (rows, columns)).astype(numpy.float32)
+
+    def feed_forward() -> dict[str, numpy.ndarray]:
+        if not experts:
+            return {f"mlp.{name}": tensor for name, tensor in expert().items()}
+        gate = {"mlp.gate": matrix(experts, hidden)}
+        each = ({f"mlp.experts.{index}.{name}": tensor for name, tensor in expert().items()} for index in range(experts))
+        return gate | {name: tensor for tensors in each for name, tensor in tensors.items()}
+
+    def expert() -> dict[str, numpy.ndarray]:
+        return {"gate_proj": matrix(inner, hidden), "up_proj": matrix(inner, hidden), "down_proj": matrix(hidden, inner)}
 
     ones = lambda size: numpy.ones(size, numpy.float32)  # noqa: E731
     tensors = {"model.embed_tokens.weight": matrix(vocabulary, hidden)}
@@ -131,9 +143,7 @@ def weights(vocabulary: int, eos: int) -> dict[str, numpy.ndarray]:
                 "self_attn.q_norm": ones(head),
                 "self_attn.k_norm": ones(head),
                 "post_attention_layernorm": ones(hidden),
-                "mlp.gate_proj": matrix(inner, hidden),
-                "mlp.up_proj": matrix(inner, hidden),
-                "mlp.down_proj": matrix(hidden, inner),
+                **feed_forward(),
             }.items()
         }
     head_matrix = matrix(vocabulary, hidden)
@@ -142,9 +152,15 @@ def weights(vocabulary: int, eos: int) -> dict[str, numpy.ndarray]:
     return tensors | {"model.norm.weight": ones(hidden), "lm_head.weight": head_matrix}
 
 
-def configuration(vocabulary: int, eos: int, pad: int) -> dict:
+def configuration(vocabulary: int, eos: int, pad: int, experts: int) -> dict:
+    kind = dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3")
+    if experts:
+        kind = dict(
+            architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", num_experts=experts, num_experts_per_tok=2,
+            moe_intermediate_size=SIZES["intermediate_size"], norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[],
+        )
     return dict(
-        architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=vocabulary, **SIZES,
+        **kind, vocab_size=vocabulary, **SIZES,
         hidden_act="silu", rms_norm_eps=1e-6, attention_bias=False, attention_dropout=0.0,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=False, use_sliding_window=False, dtype="bfloat16",
@@ -152,7 +168,7 @@ def configuration(vocabulary: int, eos: int, pad: int) -> dict:
     )
 
 
-def make(out: Path) -> None:
+def make(out: Path, experts: int) -> None:
     tokenizer = train_tokenizer()
     eos, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
     # Some ids have no token, as in most real models.
@@ -168,8 +184,8 @@ def make(out: Path) -> None:
     write_json(out / "generation_config.json", dict(
         do_sample=True, temperature=0.7, top_k=20, top_p=0.8, eos_token_id=[eos, pad], pad_token_id=pad,
     ))
-    write_json(out / "config.json", configuration(vocabulary, eos, pad))
-    save_bfloat16(weights(vocabulary, eos), out / "model.safetensors")
+    write_json(out / "config.json", configuration(vocabulary, eos, pad, experts))
+    save_bfloat16(weights(vocabulary, eos, experts), out / "model.safetensors")
 
 
 def save_bfloat16(tensors: dict[str, numpy.ndarray], path: Path) -> None:
@@ -192,11 +208,15 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--experts", type=int, default=0)
+    arguments = parser.parse_args()
+    out = arguments.out
     stamp = out / "revision"
     if stamp.exists() and stamp.read_text() == str(REVISION):
         return
-    make(out)
+    make(out, arguments.experts)
     stamp.write_text(str(REVISION))
 
 

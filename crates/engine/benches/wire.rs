@@ -76,6 +76,7 @@ fn main() {
             engine_id: "cmpl-1-00000001",
             client_index: 0,
             arrival_time: 1.0,
+            wave: 0,
         };
         measure(
             &format!("check and encode: {tokens} tokens"),

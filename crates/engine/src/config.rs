@@ -2,6 +2,8 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+use crate::lockstep::Lockstep;
+
 /// One engine of a worker. Data-parallel ranks of a dense model are independent engines: one
 /// `Config` each, with a `run_dir` of its own.
 #[derive(Clone, Debug)]
@@ -14,9 +16,11 @@ pub struct Config {
     /// Whether the engine survives its worker, so that the next worker adopts it without loading the
     /// model again. `false`: it ends with the worker, however the worker ends.
     pub keep: bool,
-    /// The data-parallel rank that [`crate::EngineInfo`] reports. The engine itself is always rank 0
-    /// of 1; dense ranks know nothing of each other.
+    /// The data-parallel rank that [`crate::EngineInfo`] reports. Without [`Config::lockstep`] the engine
+    /// itself is rank 0 of 1; dense ranks know nothing of each other.
     pub dp_rank: u32,
+    /// What the ranks have in common, where they step together.
+    pub lockstep: Option<Lockstep>,
     /// Tokens that the model knows, for the validation of requests. Absent: from the `config.json` of
     /// the model's folder, and a start fails where there is none.
     pub vocab_size: Option<u32>,

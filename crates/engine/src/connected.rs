@@ -65,6 +65,10 @@ impl Connected {
         let pid = local.as_ref().map(Local::pid);
         let info = EngineInfo::new(&config, &ready, pid, life > 0)?;
         let codec = Arc::new(Codec::new(&schema)?);
+        let lockstep = match &config.lockstep {
+            Some(lockstep) => Some(lockstep.rank(config.dp_rank, &schema)?),
+            None => None,
+        };
         let limits = limits::limits(&info, config.launch.args());
         let record = Record {
             format: FORMAT,
@@ -94,6 +98,7 @@ impl Connected {
             codec,
             utilities: Utilities::new(life),
             heard: Default::default(),
+            lockstep,
         });
         let (control_sender, control) = mpsc::channel(4);
         let (obituary_sender, obituary) = mpsc::channel(1);

@@ -15,6 +15,7 @@ use crate::{
     error::{StartError, SubmitError, UtilityError},
     info::EngineInfo,
     live::Refused,
+    lockstep::Rank,
     output::RequestKey,
     receive::Shared,
     request::Request,
@@ -121,6 +122,7 @@ impl Engine {
             engine_id: &engine_id,
             client_index: CLIENT_INDEX,
             arrival_time: now.as_secs_f64(),
+            wave: self.shared().lockstep.as_ref().map_or(0, Rank::wave),
         };
         let payload = self.shared().codec.encode_add(&checked, context);
         Ok(Prepared {
@@ -205,6 +207,9 @@ impl Prepared {
             shared,
         } = self;
         shared.live.lock().add(key, engine_id, payload)?;
+        if let Some(rank) = &shared.lockstep {
+            rank.requested();
+        }
         Ok(RequestHandle { key, shared })
     }
 
@@ -213,8 +218,11 @@ impl Prepared {
     /// # Errors
     /// As [`Prepared::send`].
     pub fn send_unattended(self) -> Result<(), SubmitError> {
-        let mut live = self.shared.live.lock();
-        Ok(live.send(wire::ADD, self.payload)?)
+        self.shared.live.lock().send(wire::ADD, self.payload)?;
+        if let Some(rank) = &self.shared.lockstep {
+            rank.requested();
+        }
+        Ok(())
     }
 }
 

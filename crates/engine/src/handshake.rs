@@ -17,6 +17,7 @@ use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, ZmqError, ZmqMessage}
 
 use crate::{
     error::StartError,
+    lockstep::Lockstep,
     rundir::{Endpoints, Pair},
     sockets::Incoming,
     wire::{self, Ready, Status, WireError},
@@ -76,11 +77,12 @@ impl Handshake {
     pub(crate) async fn lead(
         &mut self,
         endpoints: &Endpoints,
+        lockstep: Option<&Lockstep>,
         incoming: &mut Incoming,
         mut greeted: impl FnMut(),
     ) -> Result<Greeted, LeadError> {
         let Pair { input, output } = endpoints.advertised.clone();
-        let init = wire::encode_init(&[input], &[output]);
+        let init = wire::encode_init_of(&[input], &[output], lockstep);
         let mut engine: Option<Bytes> = None;
         let mut response: Option<Ready> = None;
         let mut said_ready = false;

@@ -5,8 +5,8 @@
 //! engine would not survive; outputs come out at a [`StepSink`], one call per engine step, from the
 //! one task that receives them. Dropping a [`RequestHandle`] aborts its request. [`Engine::state`]
 //! tells when the engine is gone, and then each request that ran has got its one error; to go on,
-//! start again. The data-parallel ranks of a dense model are so many engines, each with a
-//! [`Config::run_dir`] of its own.
+//! start again. The data-parallel ranks of a model are so many engines, each with a
+//! [`Config::run_dir`] of its own; those of a mixture of experts share a [`Lockstep`].
 //!
 //! The path of a request: `validate` checks it, `wire` writes it, `live` sends it and remembers it;
 //! `receive` reads the outputs by `wire` and looks their requests up in `live`. The life of an engine:
@@ -29,6 +29,7 @@ mod left;
 mod limits;
 mod live;
 mod local;
+mod lockstep;
 mod logtail;
 pub mod model;
 mod node;
@@ -55,6 +56,7 @@ pub use error::{StartError, SubmitError, UtilityError};
 pub use handoff::HandOff;
 pub use info::EngineInfo;
 pub use left::end_left;
+pub use lockstep::Lockstep;
 pub use node::Node;
 pub use output::{
     Batch, Finish, Logprobs, Message, Output, RequestError, RequestKey, SchedulerStats,

@@ -45,6 +45,19 @@ pub fn attention_heads(folder: &Path) -> Option<u32> {
     number(folder, "num_attention_heads")
 }
 
+/// Returns the number of experts of a layer; 0 for a dense model. By the names that vLLM looks for
+/// (`get_num_experts`, 0.32).
+pub fn experts(folder: &Path) -> u32 {
+    let names = [
+        "num_experts",
+        "moe_num_experts",
+        "n_routed_experts",
+        "num_local_experts",
+    ];
+    let mut counts = names.into_iter().filter_map(|name| number(folder, name));
+    counts.next().unwrap_or(0)
+}
+
 /// Reads a number of a model's text part.
 fn number(folder: &Path, key: &str) -> Option<u32> {
     let text = fs::read_to_string(folder.join("config.json")).ok()?;

@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 use crate::{
     grammar_log,
     live::Live,
+    lockstep::Rank,
     output::{Finish, Message, Output, RequestError, RequestKey},
     sink::{Step, StepSink},
     sockets::Outputs,
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) live: Live,
     pub(crate) utilities: Utilities,
     pub(crate) heard: Heard,
+    /// The engine's place among ranks that step together.
+    pub(crate) lockstep: Option<Rank>,
 }
 
 /// The receive task.

@@ -17,6 +17,13 @@ pub(crate) struct Spawned {
 /// What makes a Python vLLM's launcher.
 pub(crate) const VLLM: [&str; 2] = ["-m", "vllm.entrypoints.cli.main"];
 
+/// The place of an engine among ranks that step together.
+#[derive(Clone, Copy)]
+pub(crate) struct Rank {
+    pub(crate) number: u32,
+    pub(crate) of: u32,
+}
+
 /// Starts an engine so that it dials `handshake`.
 ///
 /// - `program`: what comes between the executable and `serve`.
@@ -30,11 +37,17 @@ pub(crate) const VLLM: [&str; 2] = ["-m", "vllm.entrypoints.cli.main"];
 pub(crate) fn spawn(
     config: &Spawn,
     program: &[&str],
+    rank: Option<Rank>,
     handshake: SocketAddr,
     log: &Path,
 ) -> io::Result<Spawned> {
     let out = crate::logtail::create(log)?;
     let mut command = command(config, program, handshake, out)?;
+    if let Some(Rank { number, of }) = rank {
+        command
+            .args(["--data-parallel-size", &of.to_string()])
+            .args(["--data-parallel-start-rank", &number.to_string()]);
+    }
     let guard = Guard::spawn()?;
     guard.enlist(&mut command)?;
     let child = command.spawn()?;

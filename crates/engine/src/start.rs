@@ -221,7 +221,12 @@ impl Starter {
         };
         let log = self.run_dir.log();
         let program = if simulated { &[][..] } else { &spawn::VLLM };
-        let spawned = spawn::spawn(spawn, program, handshake.addr(), &log).map_err(spawn_error)?;
+        let rank = self.config.lockstep.as_ref().map(|all| spawn::Rank {
+            number: self.config.dp_rank,
+            of: all.ranks(),
+        });
+        let spawned =
+            spawn::spawn(spawn, program, rank, handshake.addr(), &log).map_err(spawn_error)?;
         let tail = Tail::open(&log, self.config.dp_rank, false).map_err(spawn_error)?;
         let mut local = Local::spawned(spawned, tail);
         info!(pid = local.pid(), log = %log.display(), "vLLM started");
@@ -230,7 +235,12 @@ impl Starter {
         let mut wires = sockets.split();
         let initializing = || self.phase(Phase::Initializing);
         let greeted = tokio::select! {
-            greeted = handshake.lead(&wires.endpoints, &mut wires.incoming, initializing) => greeted,
+            greeted = handshake.lead(
+                &wires.endpoints,
+                self.config.lockstep.as_ref(),
+                &mut wires.incoming,
+                initializing,
+            ) => greeted,
             status = local.ended(|phase| self.phase(phase)) => {
                 let log = local.last_words();
                 return Err(StartError::Died(DeadReason::Exited { status, log }));
@@ -288,7 +298,13 @@ impl Starter {
         let mut wires = sockets.split();
         info!(address = %handshake.addr(), "waiting for an engine to dial in");
         let initializing = || self.phase(Phase::Initializing);
-        let greeted = handshake.lead(&wires.endpoints, &mut wires.incoming, initializing);
+        let lockstep = self.config.lockstep.as_ref();
+        let greeted = handshake.lead(
+            &wires.endpoints,
+            lockstep,
+            &mut wires.incoming,
+            initializing,
+        );
         let greeted = timeout_at(self.deadline, greeted)
             .await
             .map_err(|_| self.timed_out())?;

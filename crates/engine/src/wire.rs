@@ -25,6 +25,7 @@ pub use handshake::{
 pub use params::ParamsError;
 pub use read::{TensorError, WireError};
 
+pub(crate) use handshake::encode_init_of;
 pub(crate) use params::check_params;
 pub(crate) use read::Reader;
 #[cfg(test)]

@@ -29,6 +29,7 @@ fn config(dir: &Path, port: u16) -> Config {
         run_dir: dir.join("engine-0"),
         keep: false,
         dp_rank: 3,
+        lockstep: None,
         vocab_size: Some(100),
         any_version: false,
         waits: Waits {

@@ -71,6 +71,15 @@ impl Drop for RunDir {
     }
 }
 
+/// Says whether the ranks of a worker step together: those of a mixture of experts do, since its experts are
+/// spread over them.
+pub(crate) fn steps_together(config: &Config) -> bool {
+    let folder = || model::folder(&config.model);
+    config.data_parallel_size > 1
+        && config.engine_kind() == EngineKind::Vllm
+        && folder().is_some_and(|folder| model::experts(&folder) > 0)
+}
+
 /// Lays out the engines of a worker.
 ///
 /// - `host`: this machine's address, as other engines reach it.
@@ -101,6 +110,7 @@ pub(crate) fn engines(
                 run_dir,
                 keep: config.engine_keep,
                 dp_rank: rank,
+                lockstep: None,
                 vocab_size: None,
                 any_version: config.any_vllm_version,
                 waits: Waits {

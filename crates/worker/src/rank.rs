@@ -60,7 +60,8 @@ impl Rank {
     /// Keeps an engine running until `stop`, and ends it then.
     ///
     /// # Errors
-    /// The first start fails: a wrong flag is not cured by trying again. Later ones are tried for ever.
+    /// The first start fails: a wrong flag is not cured by trying again. Later ones are tried for ever. Of
+    /// ranks that step together none can be started again alone, so the death of one is an error too.
     pub(crate) async fn run(&self, stop: CancellationToken) -> Result<(), StartError> {
         let mut wait = BACK_OFF_FIRST;
         let mut first = true;
@@ -85,6 +86,9 @@ impl Rank {
                     };
                     self.put(None);
                     self.bury(&active, &reason);
+                    if self.config.lockstep.is_some() {
+                        return Err(StartError::Died(reason));
+                    }
                     if since.elapsed() > WELL_AFTER {
                         wait = BACK_OFF_FIRST;
                     }

@@ -19,7 +19,7 @@ use stator_common::{
     plane::tcp::{Server, ServerConfig},
     telemetry::Telemetry,
 };
-use stator_engine::{Engine, Phase, StartError, State};
+use stator_engine::{Engine, Lockstep, Phase, StartError, State};
 use tokio::{sync::watch, task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -127,7 +127,14 @@ impl Worker {
             Err(_) => None,
         };
         let host = network::advertised(addr.ip()).context("find this machine's address")?;
-        let engines = launch::engines(&config, role, &id, host)?;
+        let mut engines = launch::engines(&config, role, &id, host)?;
+        if launch::steps_together(&config) {
+            let lockstep = Lockstep::start(config.data_parallel_size).await;
+            let lockstep = lockstep.context("start the coordinator of the ranks")?;
+            for engine in &mut engines.configs {
+                engine.lockstep = Some(lockstep.clone());
+            }
+        }
         Ok(Self {
             config,
             role,
@@ -226,7 +233,7 @@ impl Worker {
         };
         let ended = tokio::select! {
             ended = publication.run() => ended,
-            ended = first_failure(&mut engines) => Err(ended).context("start the engine"),
+            ended = first_failure(&mut engines) => Err(ended).context("keep the engine running"),
             () = serving.publish_load() => Ok(()),
             () = drain.draining() => Ok(()),
         };

@@ -21,6 +21,8 @@ pub struct AddContext<'a> {
     pub client_index: u32,
     /// Wall clock, seconds since the epoch.
     pub arrival_time: f64,
+    /// The wave of ranks that step together; 0 for all others.
+    pub wave: u32,
 }
 
 impl Codec {
@@ -36,6 +38,7 @@ impl Codec {
             RequestSlot::CacheSalt => request.cache_salt.is_some(),
             RequestSlot::DpRank => request.dp_rank.is_some(),
             RequestSlot::ClientIndex => context.client_index != 0,
+            RequestSlot::Wave => context.wave != 0,
             RequestSlot::Priority => request.priority != 0,
             RequestSlot::TraceHeaders => !request.trace_headers.is_empty(),
             RequestSlot::ReasoningEnded => request.reasoning_ended.is_some(),
@@ -67,6 +70,7 @@ impl Codec {
                     None => writer.nil(),
                 },
                 RequestSlot::ClientIndex => writer.uint(u64::from(context.client_index)),
+                RequestSlot::Wave => writer.uint(u64::from(context.wave)),
                 RequestSlot::Priority => writer.int(i64::from(request.priority)),
                 RequestSlot::TraceHeaders if request.trace_headers.is_empty() => writer.nil(),
                 RequestSlot::TraceHeaders => {

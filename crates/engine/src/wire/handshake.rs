@@ -6,6 +6,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::lockstep::Lockstep;
+
 use super::{
     Writer,
     read::{Reader, WireError},
@@ -63,17 +65,47 @@ pub fn decode_handshake(bytes: &[u8]) -> Result<Handshake, WireError> {
 /// Writes the init message: where the engine finds its clients, one address each per client.
 /// Enough for dense models, where every DP rank is an engine of its own.
 pub fn encode_init(inputs: &[String], outputs: &[String]) -> Bytes {
+    encode_init_of(inputs, outputs, None)
+}
+
+/// Writes the init message of a rank that steps together with others, if it does.
+pub(crate) fn encode_init_of(
+    inputs: &[String],
+    outputs: &[String],
+    lockstep: Option<&Lockstep>,
+) -> Bytes {
     let mut writer = Writer::default();
     writer.map(2);
     writer.str("addresses");
-    writer.map(2);
+    writer.map(if lockstep.is_some() { 4 } else { 2 });
     for (name, addresses) in [("inputs", inputs), ("outputs", outputs)] {
         writer.str(name);
         writer.array(addresses.len());
         addresses.iter().for_each(|address| writer.str(address));
     }
+    let Some(lockstep) = lockstep else {
+        writer.str("parallel_config");
+        writer.map(0);
+        return writer.bytes.into();
+    };
+    let addresses = lockstep.addresses();
+    writer.str("coordinator_input");
+    writer.str(&addresses.input);
+    writer.str("coordinator_output");
+    writer.str(&addresses.output);
     writer.str("parallel_config");
-    writer.map(0);
+    writer.map(4);
+    writer.str("data_parallel_master_ip");
+    writer.str(&addresses.host);
+    writer.str("data_parallel_master_port");
+    writer.uint(u64::from(addresses.port));
+    writer.str("_data_parallel_master_port_list");
+    writer.array(addresses.further_ports.len());
+    for port in &addresses.further_ports {
+        writer.uint(u64::from(*port));
+    }
+    writer.str("data_parallel_size");
+    writer.uint(u64::from(lockstep.ranks()));
     writer.bytes.into()
 }
 

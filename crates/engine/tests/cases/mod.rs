@@ -62,6 +62,7 @@ pub(crate) fn written(version: &str) -> Vec<(String, Bytes)> {
                     engine_id: "chat-1-0000002a",
                     client_index: 0,
                     arrival_time: 1_700_000_000.25,
+                    wave: 0,
                 };
                 codec.encode_add(&checked, context)
             }

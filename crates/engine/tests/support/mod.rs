@@ -33,6 +33,7 @@ pub(crate) fn config(launch: Launch, dir: &Path, keep: bool) -> Config {
         run_dir: dir.join("engine-0"),
         keep,
         dp_rank: 0,
+        lockstep: None,
         vocab_size: None,
         any_version: false,
         waits: Waits {
