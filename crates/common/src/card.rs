@@ -42,8 +42,8 @@ pub struct HandOff {
     /// Milliseconds that a prefill engine keeps KV that nobody fetches.
     pub lease_ms: u64,
     /// Where decode engines find this worker's engines, one per data-parallel rank: a msgpack map in hex,
-    /// which becomes the `kv_transfer_params` of decode legs. Empty unless the protocol is
-    /// [`HandOffProtocol::RouterAllocated`].
+    /// which becomes the `kv_transfer_params` of decode legs if a prefill's answer brings none. Empty where
+    /// answers always do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<String>,
 }
@@ -54,7 +54,7 @@ pub struct HandOff {
 pub enum HandOffProtocol {
     /// The prefill engine, in its answer: the decode leg begins when that has come (NIXL's pull).
     ResponseCarried,
-    /// Whoever routes: both legs begin together and carry the same id (NIXL's push, Mooncake).
+    /// Whoever routes, by an id that both legs carry (NIXL's push, Mooncake).
     RouterAllocated,
 }
 

@@ -70,6 +70,8 @@ pub struct Simulate {
     pub model: String,
     /// vLLM's arguments, and the program's own.
     pub args: Vec<String>,
+    /// Environment that is set for it beside the worker's own.
+    pub env: Vec<(OsString, OsString)>,
 }
 
 impl Simulate {
@@ -79,7 +81,7 @@ impl Simulate {
             python: self.program.clone(),
             model: self.model.clone(),
             args: self.args.clone(),
-            env: Vec::new(),
+            env: self.env.clone(),
         }
     }
 }

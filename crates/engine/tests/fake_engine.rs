@@ -470,6 +470,7 @@ async fn a_start_that_cannot_come_to_anything_says_why() {
                 program: program.clone(),
                 model: "m".to_owned(),
                 args: Vec::new(),
+                env: Vec::new(),
             });
         }
     };

@@ -121,6 +121,14 @@ pub(crate) fn describe(status: ExitStatus) -> String {
     }
 }
 
+/// Adds a line to a log.
+pub(crate) fn note(log: &Path, line: &str) {
+    // A full disk must not stop anything.
+    if let Ok(mut file) = File::options().append(true).open(log) {
+        let _ = writeln!(file, "{line}");
+    }
+}
+
 /// Returns the end of a log, without the stack that `RUST_BACKTRACE` adds to an error.
 pub(crate) fn last_lines(log: &Path) -> String {
     let text = fs::read(log)

@@ -62,6 +62,7 @@ async fn workers(plan: &Plan, mut gpus: Gpus) -> Vec<Finding> {
             system_port: 0,
             ordinal,
             gpus: own,
+            in_bus_order: gpus.in_bus_order(),
         };
         let found = preflight(plan, part, place).await;
         findings.push(Finding::new(part.to_string(), found));

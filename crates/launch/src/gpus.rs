@@ -19,6 +19,8 @@ pub(crate) struct Gpus {
     /// In the order in which they were found.
     all: Vec<String>,
     taken: Vec<String>,
+    /// Whether `nvidia-smi` numbered them.
+    in_bus_order: bool,
 }
 
 impl Gpus {
@@ -35,7 +37,11 @@ impl Gpus {
         match tokio::time::timeout(PATIENCE, command.output()).await {
             Ok(Ok(output)) if output.status.success() => {
                 let text = String::from_utf8_lossy(&output.stdout);
-                Gpus::of(text.lines().map(|line| line.trim().to_owned()).collect())
+                let all = text.lines().map(|line| line.trim().to_owned()).collect();
+                Gpus {
+                    in_bus_order: true,
+                    ..Gpus::of(all)
+                }
             }
             // Not installed, without a driver, or stuck: as if there were none.
             Ok(Ok(_) | Err(_)) | Err(_) => Gpus::default(),
@@ -45,8 +51,13 @@ impl Gpus {
     fn of(all: Vec<String>) -> Gpus {
         Gpus {
             all: all.into_iter().filter(|gpu| !gpu.is_empty()).collect(),
-            taken: Vec::new(),
+            ..Gpus::default()
         }
+    }
+
+    /// Says whether their numbers are those of the bus, which CUDA must be told.
+    pub(crate) fn in_bus_order(&self) -> bool {
+        self.in_bus_order
     }
 
     /// Returns how many there are, whoever has them.

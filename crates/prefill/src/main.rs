@@ -3,6 +3,8 @@
 //! This file puts the parts together. What the role does to a request is in the library; everything else is what all
 //! workers share.
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 use stator_common::card::Role;
 use stator_prefill::Prefill;
@@ -14,7 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 // One thread carries some hundred thousand tokens per second, more than engines give; others would only
 // be woken up for nothing.
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     stator_worker::run(Role::Prefill, |handoff| {
         let handoff = handoff.context("a prefill worker without a connector")?;
         Ok(Prefill::new(handoff))

@@ -2,23 +2,11 @@
 
 use stator_common::{
     Card, WorkerId,
-    card::{HandOff, Model, Role},
+    card::{Model, Role},
 };
 use stator_engine::Engine;
 
-use crate::{config::Config, files::Files, launch};
-
-/// Returns how KV comes or goes, where it does.
-fn handoff(config: &Config, role: Role) -> Option<HandOff> {
-    let handoff = config.handoff(role).ok()??;
-    Some(HandOff {
-        connector: handoff.connector.name().to_owned(),
-        protocol: handoff.connector.protocol(),
-        tensor_parallel_size: launch::tensor_parallel_size(&config.engine_args),
-        lease_ms: u64::try_from(handoff.lease.as_millis()).unwrap_or(u64::MAX),
-        peers: Vec::new(),
-    })
-}
+use crate::{config::Config, files::Files};
 
 /// Describes a worker.
 ///
@@ -39,7 +27,8 @@ pub(crate) fn describe(
         role,
         endpoint: config.place(role),
         address: address.to_owned(),
-        handoff: handoff(config, role),
+        // How KV comes and goes is the connectors' to say.
+        handoff: None,
         model: Model {
             names: config.names(),
             root: config.model.clone(),

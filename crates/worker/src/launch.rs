@@ -4,6 +4,7 @@ use std::{
     env,
     ffi::OsString,
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +13,13 @@ use stator_engine::{
     Attach, Config as EngineConfig, Launch, Simulate, Spawn, Waits, flags::Given, model,
 };
 
-use crate::{cli::EngineKind, config::Config, network, python::on_path};
+use crate::{
+    cli::EngineKind,
+    config::Config,
+    network,
+    python::on_path,
+    transfer::{Transfer, TransferError},
+};
 
 /// Why the engines of a worker cannot be described.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +32,8 @@ pub(crate) enum LaunchError {
         "stator-sim is neither beside this program nor on the path: name it with --engine-command"
     )]
     NoSimulator,
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     #[error("create {path}: {source}")]
     RunDir { path: PathBuf, source: io::Error },
     #[error(
@@ -44,6 +53,7 @@ pub(crate) struct Engines {
     pub(crate) configs: Vec<EngineConfig>,
     /// A folder that ends with this worker, if nobody named one.
     pub(crate) run_dir: RunDir,
+    pub(crate) transfer: Transfer,
 }
 
 /// The folder of a worker's engines.
@@ -63,24 +73,32 @@ impl Drop for RunDir {
 
 /// Lays out the engines of a worker.
 ///
+/// - `host`: this machine's address, as other engines reach it.
+///
 /// # Errors
 /// [`LaunchError`].
 pub(crate) fn engines(
     config: &Config,
     role: Role,
     worker: &WorkerId,
+    host: IpAddr,
 ) -> Result<Engines, LaunchError> {
     let run_dir = run_dir(config, role, worker)?;
     let ranks = config.data_parallel_size;
+    let run_dirs: Vec<PathBuf> = (0..ranks)
+        .map(|rank| match ranks {
+            1 => run_dir.path.clone(),
+            _ => run_dir.path.join(format!("rank-{rank}")),
+        })
+        .collect();
+    let environment = |name: &str| env::var(name).ok();
+    let transfer = Transfer::new(config, role, host, &run_dirs, &environment)?;
     let configs = (0..ranks)
-        .map(|rank| {
+        .zip(run_dirs)
+        .map(|(rank, run_dir)| {
             Ok(EngineConfig {
-                launch: launch(config, rank)?,
-                run_dir: if ranks == 1 {
-                    run_dir.path.clone()
-                } else {
-                    run_dir.path.join(format!("rank-{rank}"))
-                },
+                launch: launch(config, &transfer, rank)?,
+                run_dir,
                 keep: config.engine_keep,
                 dp_rank: rank,
                 vocab_size: None,
@@ -91,12 +109,17 @@ pub(crate) fn engines(
                 },
             })
         })
-        .collect::<Result<_, _>>()?;
-    Ok(Engines { configs, run_dir })
+        .collect::<Result<_, LaunchError>>()?;
+    Ok(Engines {
+        configs,
+        run_dir,
+        transfer,
+    })
 }
 
-fn launch(config: &Config, rank: u32) -> Result<Launch, LaunchError> {
-    let args = engine_args(config);
+fn launch(config: &Config, transfer: &Transfer, rank: u32) -> Result<Launch, LaunchError> {
+    let args = transfer.args(engine_args(config), rank as usize);
+    let mut env = transfer.env(rank as usize);
     Ok(match config.engine_kind() {
         EngineKind::Attach => {
             let (host, port) = address(config.engine_attach.as_deref().unwrap_or_default())?;
@@ -113,12 +136,16 @@ fn launch(config: &Config, rank: u32) -> Result<Launch, LaunchError> {
             python: config.python.clone().unwrap_or_else(|| "python3".into()),
             model: config.model.clone(),
             args,
-            env: devices(config, rank)?,
+            env: {
+                env.extend(devices(config, rank)?);
+                env
+            },
         }),
         EngineKind::Sim => Launch::Simulate(Simulate {
             program: simulator(config)?,
             model: config.model.clone(),
             args,
+            env,
         }),
     })
 }
@@ -161,18 +188,19 @@ fn devices(config: &Config, rank: u32) -> Result<Vec<(OsString, OsString)>, Laun
 }
 
 /// Returns how many devices one engine takes.
-fn devices_each(args: &[String]) -> usize {
+pub(crate) fn devices_each(args: &[String]) -> usize {
     let given = Given::read(args);
     (size(&given, "tensor-parallel-size") * size(&given, "pipeline-parallel-size")) as usize
 }
 
-/// Returns over how many devices each layer of an engine is spread.
-pub(crate) fn tensor_parallel_size(args: &[String]) -> u32 {
-    size(&Given::read(args), "tensor-parallel-size")
+/// Says whether an engine's devices are not all of this machine: they are found by Ray, or other nodes have
+/// some.
+pub(crate) fn spans_machines(given: &Given<'_>) -> bool {
+    size(given, "nnodes") > 1 || given.value("distributed-executor-backend") == Some("ray")
 }
 
 /// Reads a count that is 1 where it is not given.
-fn size(given: &Given<'_>, name: &str) -> u32 {
+pub(crate) fn size(given: &Given<'_>, name: &str) -> u32 {
     let size = given.value(name).and_then(|size| size.parse().ok());
     size.unwrap_or(1)
 }
@@ -253,7 +281,7 @@ mod tests {
             data_parallel_size: 2,
             ..Config::default()
         };
-        let Launch::Attach(attach) = launch(&config, 1).unwrap() else {
+        let Launch::Attach(attach) = launch(&config, &Transfer::default(), 1).unwrap() else {
             panic!("not attached");
         };
         assert_eq!(attach.bind, "127.0.0.1:4001");

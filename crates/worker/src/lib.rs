@@ -4,7 +4,7 @@
 //! The way of a request: `handler` takes it from the plane, `convert` makes it the engine's, `requests`
 //! remembers whose it is, `sink` sends the outputs of each step back to where the requests came from. On both ways the
 //! role's [`Plan`] says what this role makes of it.
-//! Around it: `rank` keeps an engine running, `files` and `card` tell what is served, `system` answers
+//! Around it: `rank` keeps an engine running, `files` and `card` tell what is served, `transfer` where engines find each other, `system` answers
 //! questions of people and machines. A role (`stator-agg`) is a plan and a call of [`run()`].
 
 mod announce;
@@ -12,12 +12,15 @@ mod card;
 pub mod cli;
 pub mod config;
 mod convert;
+mod dump;
 mod files;
 mod handler;
+mod headless;
 mod launch;
 mod metrics;
 mod network;
 pub mod plan;
+pub mod preflight;
 mod python;
 mod rank;
 mod requests;
@@ -25,6 +28,7 @@ mod run;
 mod sink;
 mod status;
 mod system;
+mod transfer;
 mod worker;
 
 pub use config::Config;

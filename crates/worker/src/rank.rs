@@ -18,17 +18,17 @@ use crate::{
 };
 
 /// The wait before an engine that died is started again; it doubles up to [`BACK_OFF_MOST`].
-const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
+pub(crate) const BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 
 /// The longest wait: a machine that lost its device should not load weights all the time.
-const BACK_OFF_MOST: Duration = Duration::from_secs(60);
+pub(crate) const BACK_OFF_MOST: Duration = Duration::from_secs(60);
 
 /// How long a restart waits for the engine of before to dial in again: it was just given up, and where it
 /// still runs it redials ten times a second.
 const ADOPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// An engine that ran this long was well; the next wait is the first again.
-const WELL_AFTER: Duration = Duration::from_secs(300);
+pub(crate) const WELL_AFTER: Duration = Duration::from_secs(300);
 
 /// A running engine and its requests.
 pub(crate) struct Active {

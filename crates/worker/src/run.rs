@@ -1,13 +1,17 @@
 //! The body of every worker role's `main`.
 
-use std::sync::Arc;
+use std::{process::ExitCode, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use stator_common::{card::Role, drain, telemetry};
 use stator_engine::HandOff;
-use tracing::info;
+use tracing::{error, info, warn};
 
-use crate::{Plan, Worker, cli, config};
+use crate::{
+    Plan, Worker, cli, config, dump, headless,
+    preflight::{self, Finding, Severity},
+    worker,
+};
 
 /// Runs a worker from the command line and the environment to its end.
 ///
@@ -19,7 +23,7 @@ use crate::{Plan, Worker, cli, config};
 pub async fn run<P: Plan>(
     role: Role,
     plan: impl FnOnce(Option<HandOff>) -> anyhow::Result<P>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<ExitCode> {
     let argv: Vec<_> = std::env::args_os().collect();
     let environment = |name: &str| std::env::var(name).ok();
     let cli = match cli::parse(role, &argv, &environment) {
@@ -29,16 +33,59 @@ pub async fn run<P: Plan>(
     let config = config::load(&cli, role, &environment).context("load configuration")?;
     if cli.print_config {
         print!("{}", config::to_toml(&config)?);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(path) = &cli.dump_config_to {
+        dump::write(path, &config, role).with_context(|| format!("write {}", path.display()))?;
+    }
+    if cli.preflight {
+        let findings = worker::preflight(&config, role).await?;
+        for finding in &findings {
+            println!("{finding}");
+        }
+        return Ok(ExitCode::from(u8::from(preflight::is_fatal(&findings))));
     }
     let telemetry = telemetry::init(name(role)).context("start telemetry")?;
+    for renamed in &cli.deprecated {
+        warn!("{} is called {} now", renamed.old, renamed.new);
+    }
     let grace = config.drain_grace;
+    if config.headless {
+        drain::run(grace, |drain| headless::run(&config, role, drain)).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let plan = plan(config.handoff(role)?)?;
     let worker = Worker::bind(config, role, Arc::new(plan), telemetry)
         .await
         .context("bind")?;
     info!(addr = %worker.addr(), role = name(role), "worker bound");
-    drain::run(grace, |drain| worker.serve(drain)).await
+    tell(&worker.preflight().await)?;
+    drain::run(grace, |drain| worker.serve(drain)).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what is not as it should be.
+///
+/// # Errors
+/// The worker could not serve.
+fn tell(findings: &[Finding]) -> anyhow::Result<()> {
+    for Finding {
+        severity,
+        about,
+        found,
+        remedy,
+    } in findings
+    {
+        match severity {
+            Severity::Fine => {}
+            Severity::Warning => warn!(about, remedy, "{found}"),
+            Severity::Error => error!(about, remedy, "{found}"),
+        }
+    }
+    if preflight::is_fatal(findings) {
+        bail!("this worker could not serve; --preflight shows all that was looked at");
+    }
+    Ok(())
 }
 
 fn name(role: Role) -> &'static str {

@@ -1,7 +1,7 @@
 //! A worker: bound early, ready when its engines are, gone when it is told to drain.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -35,10 +35,12 @@ use crate::{
     launch::{self, RunDir},
     metrics::WorkerMetrics,
     network,
+    preflight::{self, Finding, Subject},
     rank::{self, Rank},
     requests::Count,
     status::{Health, Loads},
     system::System,
+    transfer::Transfer,
 };
 
 /// The wait before a worker that was known once tries to become known again; it doubles up to
@@ -56,11 +58,14 @@ pub struct Worker {
     id: WorkerId,
     server: Server,
     addr: SocketAddr,
+    /// This machine's address, as others reach it.
+    host: IpAddr,
     advertised: String,
     system: Option<System>,
     discovery: Arc<dyn Discovery>,
     ranks: Vec<stator_engine::Config>,
     run_dir: RunDir,
+    transfer: Transfer,
     telemetry: Telemetry,
 }
 
@@ -75,10 +80,7 @@ impl Worker {
         plan: Arc<dyn Plan>,
         telemetry: Telemetry,
     ) -> anyhow::Result<Self> {
-        let discovery: Arc<dyn Discovery> = match config.discovery_backend {
-            DiscoveryBackend::File => Arc::new(file::Files::new(discovery_root(&config))),
-            DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
-        };
+        let discovery = discovery(&config);
         Self::bind_in(config, role, plan, telemetry, discovery).await
     }
 
@@ -124,7 +126,8 @@ impl Worker {
             // -1: none.
             Err(_) => None,
         };
-        let engines = launch::engines(&config, role, &id)?;
+        let host = network::advertised(addr.ip()).context("find this machine's address")?;
+        let engines = launch::engines(&config, role, &id, host)?;
         Ok(Self {
             config,
             role,
@@ -132,11 +135,13 @@ impl Worker {
             id,
             server,
             addr,
+            host,
             advertised,
             system,
             discovery,
             ranks: engines.configs,
             run_dir: engines.run_dir,
+            transfer: engines.transfer,
             telemetry,
         })
     }
@@ -151,6 +156,19 @@ impl Worker {
         self.system
             .as_ref()
             .and_then(|system| system.local_addr().ok())
+    }
+
+    /// Looks whether this worker could serve, before its engines are started.
+    pub async fn preflight(&self) -> Vec<Finding> {
+        let subject = Subject {
+            config: &self.config,
+            role: self.role,
+            sides: &self.transfer.sides,
+            unbound: false,
+            host: self.host,
+            discovery: &*self.discovery,
+        };
+        preflight::examine(&subject).await
     }
 
     /// Starts the engines and serves until `drain` says otherwise and nothing runs any more.
@@ -200,6 +218,7 @@ impl Worker {
         let publication = Publication {
             config: &self.config,
             role: self.role,
+            transfer: &self.transfer,
             id: &self.id,
             address: &self.advertised,
             discovery: &*self.discovery,
@@ -261,6 +280,39 @@ impl Worker {
     }
 }
 
+fn discovery(config: &Config) -> Arc<dyn Discovery> {
+    match config.discovery_backend {
+        DiscoveryBackend::File => Arc::new(file::Files::new(discovery_root(config))),
+        DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
+    }
+}
+
+/// Looks whether a worker could serve, and binds nothing for good.
+///
+/// # Errors
+/// This machine's address is not known; the engines cannot be laid out.
+pub(crate) async fn preflight(config: &Config, role: Role) -> anyhow::Result<Vec<Finding>> {
+    let host = network::resolve(&config.host, config.port)
+        .with_context(|| format!("resolve --host {}", config.host))?;
+    let host = network::advertised(host.ip()).context("find this machine's address")?;
+    let id = WorkerId(format!("{role}-preflight"));
+    // A kept engine's folder is not touched.
+    let laid_out = Config {
+        engine_keep: false,
+        ..config.clone()
+    };
+    let engines = launch::engines(&laid_out, role, &id, host)?;
+    let subject = Subject {
+        config,
+        role,
+        sides: &engines.transfer.sides,
+        unbound: true,
+        host,
+        discovery: &*discovery(config),
+    };
+    Ok(preflight::examine(&subject).await)
+}
+
 fn discovery_root(config: &Config) -> std::path::PathBuf {
     let named = config.discovery_path.clone();
     named.unwrap_or_else(file::Files::default_root)
@@ -283,6 +335,7 @@ async fn first_failure(engines: &mut JoinSet<Result<(), StartError>>) -> anyhow:
 struct Publication<'a> {
     config: &'a Config,
     role: Role,
+    transfer: &'a Transfer,
     id: &'a WorkerId,
     address: &'a str,
     discovery: &'a dyn Discovery,
@@ -349,8 +402,9 @@ impl Publication<'_> {
             &config.engine_args,
         )
         .context("read the model's files")?;
-        let card = card::describe(config, self.role, self.id, self.address, engines, &files)
+        let mut card = card::describe(config, self.role, self.id, self.address, engines, &files)
             .context("describe a worker without engines")?;
+        card.handoff = self.transfer.card(&config.engine_args);
         *self.serving.files.lock() = Arc::new(files);
         let (place, names) = (card.endpoint.to_string(), card.model.names.join(", "));
         let registration = self

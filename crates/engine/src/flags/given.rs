@@ -105,6 +105,30 @@ impl<'a> Given<'a> {
     }
 }
 
+/// Returns vLLM's arguments without a flag, in every spelling, and without its keys.
+pub fn without(args: &[String], name: &str) -> Vec<String> {
+    let known = EngineFlag::built_in();
+    let known = Known::new(&clap::Command::new(""), &known);
+    let mut kept = Vec::new();
+    let mut rest = args;
+    while let Some((argument, after)) = rest.split_first() {
+        rest = after;
+        let (stem, key) = stem(argument.split('=').next().unwrap_or_default());
+        let found = is_flag(argument)
+            .then(|| known.engine_flag(argument, &stem, key.is_some()).ok())
+            .flatten();
+        match found {
+            Some((flag, arity, joined)) if flag.long() == name => {
+                let in_one = joined || argument.contains('=') || arity == Arity::Flag;
+                let values = rest.iter().take_while(|next| !is_flag(next)).count();
+                rest = &rest[if in_one { 0 } else { values.min(1) }..];
+            }
+            _ => kept.push(argument.clone()),
+        }
+    }
+    kept
+}
+
 /// Puts a value under its keys; `key+` appends to a list.
 fn put(object: &mut Map<String, Value>, keys: &str, text: &str) {
     if let Some((key, rest)) = keys.split_once('.') {

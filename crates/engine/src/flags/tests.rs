@@ -166,3 +166,34 @@ fn a_value_behind_an_equals_sign_may_have_blanks() {
     let value = Given::read(&args).value("override-generation-config");
     assert_eq!(value, Some(r#"{"top_k": 9}"#));
 }
+
+#[test]
+fn a_flag_that_takes_json_is_read_and_taken_out_in_every_spelling() {
+    let json = r#"{"kv_connector": "A", "n": [1]}"#;
+    let args = |line: &str| -> Vec<String> { line.split(' ').map(String::from).collect() };
+    let as_json = ["--kv_transfer_config".to_owned(), json.to_owned()];
+    let object = Given::read(&as_json).object("kv-transfer-config");
+    let object = object.expect("JSON").expect("given");
+    assert_eq!(
+        serde_json::Value::from(object),
+        serde_json::from_str::<serde_json::Value>(json).expect("JSON")
+    );
+    let by_key = args(
+        "-tp 2 --kv-transfer-config.a.b 3 --kv-transfer-config.a.c+=x,y --kv_transfer_config.a.c+ z",
+    );
+    let object = Given::read(&by_key).object("kv-transfer-config");
+    let object = object.expect("JSON").expect("given");
+    assert_eq!(
+        serde_json::Value::from(object),
+        serde_json::json!({"a": {"b": 3, "c": ["x", "y", "z"]}})
+    );
+    assert_eq!(without(&by_key, "kv-transfer-config"), ["-tp", "2"]);
+    assert_eq!(without(&as_json, "kv-transfer-config"), [""; 0]);
+    let one = args("--kv-transfer-config={} --enforce-eager -O3 --kv-transfer-conf {}");
+    assert_eq!(
+        without(&one, "kv-transfer-config"),
+        ["--enforce-eager", "-O3"]
+    );
+    let bad = args("--kv-transfer-config [1]");
+    assert!(Given::read(&bad).object("kv-transfer-config").is_err());
+}

@@ -19,7 +19,7 @@ use stator_common::card::HandOffProtocol;
 
 use crate::wire::{ParamsError, Writer};
 
-pub use config::{TransferConfig, TransferError};
+pub use config::{ShortName, TransferConfig, TransferError};
 
 use params::{Entries, Kind};
 
@@ -75,6 +75,21 @@ pub struct HandOff {
     pub connector: Connector,
     /// How long a prefill engine keeps KV that nobody fetches.
     pub lease: Duration,
+}
+
+/// Where a prefill engine is found.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer<'a> {
+    /// `engine_id` of its [`TransferConfig`].
+    pub engine_id: &'a str,
+    /// Host of its side channel.
+    pub host: &'a str,
+    /// Port of its side channel.
+    pub port: u16,
+    /// As NIXL counts it: at least the decode context parallel size.
+    pub tensor_parallel_size: u32,
+    pub pipeline_parallel_size: u32,
+    pub decode_context_parallel_size: u32,
 }
 
 /// Why the `kv_transfer_params` of a request would not do.
@@ -231,6 +246,45 @@ impl HandOff {
             .and_then(|left| Duration::try_from_secs_f64(left).ok())
             .filter(|left| *left <= self.lease)
             .unwrap_or(self.lease)
+    }
+
+    /// Returns the parameters by which a decode engine finds a prefill engine before that has computed anything;
+    /// `None` for connectors whose prefill engines say so themselves. [`HandOff::fetch`] completes them.
+    pub fn peer(&self, peer: &Peer<'_>) -> Option<Bytes> {
+        if self.connector.protocol() == HandOffProtocol::ResponseCarried {
+            return None;
+        }
+        let mut writer = Writer::default();
+        let nixl = self.connector == Connector::NixlPush;
+        writer.map(if nixl { 8 } else { 4 });
+        writer.str("do_remote_prefill");
+        writer.bool(true);
+        writer.str("do_remote_decode");
+        writer.bool(false);
+        writer.str("remote_engine_id");
+        writer.str(peer.engine_id);
+        if nixl {
+            writer.str("remote_host");
+            writer.str(peer.host);
+            for (key, value) in [
+                ("remote_port", u32::from(peer.port)),
+                ("tp_size", peer.tensor_parallel_size),
+                ("pp_size", peer.pipeline_parallel_size),
+                ("dcp_size", peer.decode_context_parallel_size),
+            ] {
+                writer.str(key);
+                writer.uint(u64::from(value));
+            }
+        } else {
+            writer.str("remote_bootstrap_addr");
+            let host = if peer.host.contains(':') {
+                format!("[{}]", peer.host)
+            } else {
+                peer.host.to_owned()
+            };
+            writer.str(&format!("http://{host}:{}", peer.port));
+        }
+        Some(writer.bytes.into())
     }
 
     fn check_transfer_id(&self, transfer_id: &str) -> Result<(), HandOffError> {

@@ -150,3 +150,102 @@ fn the_connector_that_hands_on_is_found_however_it_was_written() {
     assert_eq!(none.expect("given").handoff(), None);
     assert_eq!(config("--max-model-len 64"), None);
 }
+
+#[test]
+fn short_names_stand_for_what_vllm_calls_them() {
+    use ShortName::{Kvbm, Lmcache, Nixl, None as Nothing};
+    use stator_common::card::Role;
+    let of = |names: &[ShortName], role, cpu| {
+        let config = TransferConfig::of_names(names, role, cpu)?;
+        serde_json::from_str::<serde_json::Value>(&config.to_json()).ok()
+    };
+    assert_eq!(
+        of(&[Nixl], Role::Prefill, false),
+        Some(json!({"kv_connector": "NixlConnector", "kv_role": "kv_producer"}))
+    );
+    assert_eq!(
+        of(&[Nixl], Role::Decode, true),
+        Some(
+            json!({"kv_connector": "NixlConnector", "kv_role": "kv_consumer", "kv_buffer_device": "cpu"})
+        )
+    );
+    let several = of(&[Kvbm, Nixl], Role::Prefill, false).expect("connectors");
+    assert_eq!(several["kv_connector"], "MultiConnector");
+    let parts = &several["kv_connector_extra_config"]["connectors"];
+    assert_eq!(
+        parts[0]["kv_connector_module_path"],
+        "kvbm.vllm_integration.connector"
+    );
+    assert_eq!(parts[1]["kv_connector"], "NixlConnector");
+    for (names, role, connector) in [
+        (&[Lmcache][..], Role::Agg, "LMCacheConnectorV1"),
+        (&[Lmcache], Role::Decode, "LMCacheMPConnector"),
+    ] {
+        let config = of(names, role, false).expect("a connector");
+        assert_eq!(config["kv_connector"], connector);
+    }
+    let beside = TransferConfig::of_names(&[Lmcache, Nixl], Role::Prefill, false);
+    assert_eq!(
+        beside
+            .expect("connectors")
+            .handoff()
+            .expect("hands on")
+            .connector,
+        Connector::Nixl
+    );
+    assert_eq!(of(&[Nothing], Role::Agg, false), None);
+}
+
+#[test]
+fn a_peer_is_found_by_what_a_card_says_of_it() {
+    let peer = Peer {
+        engine_id: "e",
+        host: "h",
+        port: 7,
+        tensor_parallel_size: 2,
+        pipeline_parallel_size: 1,
+        decode_context_parallel_size: 1,
+    };
+    assert_eq!(handoff(Connector::Nixl).peer(&peer), None);
+    let push = handoff(Connector::NixlPush);
+    let params = push
+        .fetch(push.peer(&peer).expect("a peer"), "t")
+        .expect("params");
+    assert_eq!(
+        json_of(&params),
+        json!({"do_remote_prefill": true, "do_remote_decode": false, "remote_engine_id": "e",
+               "remote_host": "h", "remote_port": 7, "tp_size": 2, "pp_size": 1, "dcp_size": 1,
+               "remote_request_id": "t"})
+    );
+    let mooncake = handoff(Connector::Mooncake);
+    let params = mooncake
+        .fetch(mooncake.peer(&peer).expect("a peer"), "t")
+        .expect("params");
+    assert_eq!(json_of(&params)["remote_bootstrap_addr"], "http://h:7");
+}
+
+#[test]
+fn an_id_replaces_the_configuration_that_was_given() {
+    let args: Vec<String> = [
+        "--kv-transfer-config.kv_connector",
+        "NixlPushConnector",
+        "-tp",
+        "2",
+    ]
+    .map(String::from)
+    .into();
+    let given = TransferConfig::given(&args)
+        .expect("readable")
+        .expect("given");
+    assert!(given.has_nixl() && given.engine_id().is_none());
+    let args = given.with_engine_id("e").put_into(&args);
+    assert_eq!(args[..2], ["-tp", "2"]);
+    let read = TransferConfig::given(&args)
+        .expect("readable")
+        .expect("given");
+    assert_eq!(read.engine_id(), Some("e"));
+    assert_eq!(
+        read.handoff().expect("hands on").connector,
+        Connector::NixlPush
+    );
+}

@@ -74,7 +74,8 @@ pub(crate) struct Up {
 
     /// How KV moves between engines. Repeat for several, tried in this order. Default: nixl for prefill and decode
     /// workers.
-    #[arg(long, value_name = "CONNECTOR", value_parser = ["nixl", "lmcache", "kvbm", "none"], help_heading = "Workers")]
+    #[arg(long, value_name = "CONNECTOR", value_delimiter = ',',
+          value_parser = ["nixl", "lmcache", "kvbm", "none"], help_heading = "Workers")]
     pub(crate) connector: Vec<String>,
 
     /// Further argument for every prefill worker, given as it is. Repeat for several.

@@ -55,6 +55,7 @@ fn order(member: &Member) -> usize {
 /// Tells members to end and waits until they have. Dropping it kills them.
 async fn end(members: Vec<Member>, failed: &mut Vec<String>) {
     let mut children = Vec::new();
+    let mut clearing = Vec::new();
     for member in members {
         match member.state {
             State::Running(child) => {
@@ -63,6 +64,7 @@ async fn end(members: Vec<Member>, failed: &mut Vec<String>) {
             }
             // A second signal would end it at once.
             State::Leaving { child, .. } => children.push(child),
+            State::Clearing(task) => clearing.push(task),
             State::Waiting { .. } | State::Failed => {}
         }
     }
@@ -72,5 +74,9 @@ async fn end(members: Vec<Member>, failed: &mut Vec<String>) {
             Ok(status) => failed.push(format!("{} {}", child.spec.name, child::describe(status))),
             Err(error) => failed.push(format!("{}: {error}", child.spec.name)),
         }
+    }
+    for task in clearing {
+        // What went wrong stands in the worker's log.
+        let _ = task.await;
     }
 }

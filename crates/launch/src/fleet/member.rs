@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::child::Child;
@@ -40,6 +41,8 @@ pub(crate) enum State {
         child: Child,
         deadline: Instant,
     },
+    /// Gone; what it left running is being ended.
+    Clearing(JoinHandle<()>),
     /// Ended by itself; is started again then.
     Waiting {
         until: Instant,
@@ -57,7 +60,7 @@ impl Member {
     pub(crate) fn child(&self) -> Option<&Child> {
         match &self.state {
             State::Running(child) | State::Leaving { child, .. } => Some(child),
-            State::Waiting { .. } | State::Failed => None,
+            State::Clearing(_) | State::Waiting { .. } | State::Failed => None,
         }
     }
 
@@ -71,7 +74,7 @@ impl Member {
     pub(crate) fn counts(&self) -> bool {
         match self.state {
             State::Running(_) | State::Waiting { .. } => true,
-            State::Leaving { .. } | State::Failed => false,
+            State::Leaving { .. } | State::Clearing(_) | State::Failed => false,
         }
     }
 
@@ -79,7 +82,7 @@ impl Member {
     pub(crate) fn note(&self) -> Option<&'static str> {
         match self.state {
             State::Running(_) => None,
-            State::Leaving { .. } => Some("draining"),
+            State::Leaving { .. } | State::Clearing(_) => Some("draining"),
             State::Waiting { .. } => Some("ended, starts again"),
             State::Failed => Some("failed"),
         }

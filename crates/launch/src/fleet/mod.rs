@@ -113,24 +113,20 @@ impl Fleet {
                     }
                     None => false,
                 },
-                State::Leaving { child, deadline } => match child.try_wait()? {
-                    Some(status) if status.success() => {
-                        notices.push(format!("{name} is gone"));
-                        true
-                    }
-                    Some(status) => {
-                        notices.push(format!(
-                            "{name} {} while it drained",
-                            child::describe(status)
-                        ));
-                        true
-                    }
-                    None if *deadline <= now => {
+                State::Leaving { child, deadline } => {
+                    let ended = child.try_wait()?;
+                    if ended.is_none() && *deadline <= now {
                         child.signal(Signal::SIGKILL);
-                        false
                     }
-                    None => false,
-                },
+                    ended.is_some_and(|status| {
+                        notices.push(match status.success() {
+                            true => format!("{name} is gone"),
+                            false => format!("{name} {} while it drained", child::describe(status)),
+                        });
+                        !self.clear(at)
+                    })
+                }
+                State::Clearing(task) => task.is_finished(),
                 State::Waiting { until } if *until <= now => match self.restart(at) {
                     Ok(()) => false,
                     Err(error) => {
@@ -245,6 +241,7 @@ impl Fleet {
             system_port: self.free_port()?,
             ordinal,
             gpus: gpus.to_vec(),
+            in_bus_order: self.gpus.in_bus_order(),
         };
         let spec = self.plan.spec(part, place)?;
         Ok(Child::start(spec, &self.plan.dir, self.lines.clone())?)
@@ -274,9 +271,30 @@ impl Fleet {
                 let deadline = now + self.plan.up.drain_grace + GOODBYE;
                 member.state = State::Leaving { child, deadline };
             }
-            leaving @ State::Leaving { .. } => member.state = leaving,
+            leaving @ (State::Leaving { .. } | State::Clearing(_)) => member.state = leaving,
             State::Waiting { .. } | State::Failed => self.forget(at),
         }
+    }
+
+    /// Begins to end engines that a removed worker left running; says whether there may be any.
+    fn clear(&mut self, at: usize) -> bool {
+        let member = &mut self.members[at];
+        let keeps = self.plan.up.engine_keep && matches!(member.part, Part::Worker { .. });
+        if keeps {
+            let run_dirs = self.plan.run_dirs(member.part);
+            let log = member.log.clone();
+            member.state = State::Clearing(tokio::spawn(async move {
+                for run_dir in run_dirs {
+                    if let Err(error) = stator_engine::end_left(&run_dir).await {
+                        child::note(
+                            &log,
+                            &format!("cannot end the engine of {}: {error}", run_dir.display()),
+                        );
+                    }
+                }
+            }));
+        }
+        keeps
     }
 
     fn forget(&mut self, at: usize) {

@@ -51,6 +51,8 @@ pub(crate) struct Place {
     pub(crate) ordinal: u16,
     /// The GPUs that are its own; empty if it sees all there are.
     pub(crate) gpus: Vec<String>,
+    /// Whether their numbers are those of the bus, and not those of CUDA's own order.
+    pub(crate) in_bus_order: bool,
 }
 
 /// One process to start.
@@ -141,6 +143,18 @@ impl Plan {
         let sizes = |name| size(name).unwrap_or(1).max(1);
         let engine: usize = sizes("tensor-parallel-size") * sizes("pipeline-parallel-size");
         engine.div_ceil(sizes("nnodes")) * sizes("data-parallel-size")
+    }
+
+    /// Returns the folders of a worker's engines.
+    pub(crate) fn run_dirs(&self, part: Part) -> Vec<PathBuf> {
+        let own = self.dir.join(part.to_string());
+        // As `stator-worker` lays them out.
+        match self.up.data_parallel_size.unwrap_or(1) {
+            1 => vec![own],
+            ranks => (0..ranks)
+                .map(|rank| own.join(format!("rank-{rank}")))
+                .collect(),
+        }
     }
 
     /// Returns vLLM's flags, and the worker's that are vLLM's too, for the workers of a role.

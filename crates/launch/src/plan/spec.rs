@@ -88,6 +88,9 @@ impl Plan {
         if !spec.place.gpus.is_empty() {
             let gpus = spec.place.gpus.join(",");
             spec.env.push(("CUDA_VISIBLE_DEVICES", gpus.into()));
+            if spec.place.in_bus_order {
+                spec.env.push(("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into()));
+            }
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ fn specs(line: &str) -> Vec<Spec> {
     let places = (0..).map(|n| Place {
         system_port: n + 1,
         ordinal: n.saturating_sub(1),
-        gpus: Vec::new(),
+        ..Place::default()
     });
     let parts = plan.parts().into_iter().zip(places);
     parts

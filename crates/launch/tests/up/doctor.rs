@@ -40,7 +40,7 @@ fn folder() -> (tempfile::TempDir, Command) {
 fn put(folder: &tempfile::TempDir, name: &str, says: &str, status: u8) {
     let path = folder.path().join(name);
     let script = format!(
-        "#!/bin/sh\ncase \" $* \" in *' --preflight '*) echo '{says}'; exit {status};; esac\nexit 9\n"
+        "#!/bin/sh\ncase \" $* \" in *' --preflight '*) echo \"{says}\"; exit {status};; esac\nexit 9\n"
     );
     fs::write(&path, script).expect("write");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
@@ -114,5 +114,35 @@ async fn flags_that_contradict_each_other_are_found() {
     assert!(
         says(&report, "FAIL", "flags", "add --decode-workers 1"),
         "{report}"
+    );
+}
+
+#[tokio::test]
+async fn each_worker_has_gpus_of_its_own_and_too_few_are_found() {
+    let (folder, mut stator) = folder();
+    put(&folder, "stator-agg", "sees $CUDA_VISIBLE_DEVICES", 0);
+    let port = ports::free();
+    let line = format!("m --workers 2 --tp 2 --http-port {port}");
+    stator.env("CUDA_VISIBLE_DEVICES", "4,5,6,7");
+    let (output, report) = doctor(&mut stator, &line).await;
+    assert!(output.status.success(), "{report}");
+    assert!(says(&report, "ok", "agg-0", "sees 4,5"), "{report}");
+    assert!(says(&report, "ok", "agg-1", "sees 6,7"), "{report}");
+
+    let mut stator = Command::new(folder.path().join("stator"));
+    stator.env("CUDA_VISIBLE_DEVICES", "4,5,6");
+    let (_, report) = doctor(&mut stator, &line).await;
+    let too_few = "4 GPUs are needed (agg-0: 2, agg-1: 2)";
+    assert!(says(&report, "FAIL", "GPUs", too_few), "{report}");
+
+    let mut up = Command::new(folder.path().join("stator"));
+    up.arg("up").args(line.split_whitespace());
+    up.env("CUDA_VISIBLE_DEVICES", "4,5,6");
+    let output = up.output().await.expect("stator starts");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains(too_few) && output.stdout.is_empty(),
+        "{output:?}"
     );
 }

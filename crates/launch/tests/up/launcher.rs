@@ -224,6 +224,20 @@ impl Launcher {
         names.map(|name| name.expect("a name").to_owned()).collect()
     }
 
+    /// Returns the engine that a worker wrote down.
+    pub(crate) fn engine(&self, worker: &str) -> u32 {
+        let record = self
+            .state
+            .path()
+            .join("default")
+            .join(worker)
+            .join("engine.json");
+        let text = std::fs::read_to_string(record).expect("a record");
+        let record: Value = serde_json::from_str(&text).expect("JSON");
+        let pid = record["process"]["pid"].as_u64();
+        pid.and_then(|pid| pid.try_into().ok()).expect("a pid")
+    }
+
     /// Returns every process that comes of this launcher: roles, their engines, what guards these.
     pub(crate) fn descendants(&self) -> Vec<u32> {
         let mut all = vec![self.process.id().expect("it runs")];

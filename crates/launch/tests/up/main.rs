@@ -3,6 +3,7 @@
 //! Cargo builds the launcher for this test, but not what the launcher starts: that must lie beside it
 //! (`cargo build --workspace --bins`, which `make test` does first).
 
+mod disagg;
 mod doctor;
 mod launcher;
 mod scale;

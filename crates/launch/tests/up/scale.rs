@@ -4,20 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use stator_testkit::http::{post, send};
-use stator_testkit::wait::PAUSE;
+use stator_testkit::process::{self, Signal};
+use stator_testkit::wait::{PAUSE, until};
 use tokio::task::JoinHandle;
 
 use crate::launcher::{CHAT, Launcher, chat};
 
 /// Clients that ask again and again until they are told to stop, each one request at a time.
-struct Traffic {
+pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Traffic {
-    fn start(launcher: &Launcher) -> Self {
+    pub(crate) fn start(launcher: &Launcher) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicUsize::new(0));
         let client = || {
@@ -41,7 +42,7 @@ impl Traffic {
     }
 
     /// Waits for an answer to a request that was sent after this call.
-    async fn goes_on(&self) {
+    pub(crate) async fn goes_on(&self) {
         let enough = self.answered.load(Ordering::Relaxed) + self.clients.len() + 1;
         while self.answered.load(Ordering::Relaxed) < enough {
             assert!(
@@ -53,7 +54,7 @@ impl Traffic {
     }
 
     /// Stops; fails if any request failed.
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             client.await.expect("every request is answered");
@@ -98,4 +99,22 @@ async fn numbers_that_could_not_serve_are_refused_with_what_would() {
         assert!(said.contains(because), "{counts}: {said}");
     }
     assert_eq!(launcher.names().await, ["processor", "agg-0"]);
+}
+
+#[tokio::test]
+async fn a_removed_worker_leaves_no_engine_behind_where_engines_are_kept() {
+    let launcher = Launcher::ready("--workers 2 --engine-keep", "").await;
+    let engine = launcher.engine("agg-1");
+    assert!(process::is_alive(engine));
+    let output = launcher.command("scale agg=1").await;
+    assert!(output.status.success(), "{output:?}");
+    assert!(!process::is_alive(engine));
+
+    // That of the one that stayed is kept for the next start.
+    let kept = launcher.engine("agg-0");
+    let output = launcher.command("down").await;
+    assert!(output.status.success(), "{output:?}");
+    assert!(process::is_alive(kept));
+    process::signal(kept, Signal::SIGTERM);
+    until("the kept engine has ended", || !process::is_alive(kept)).await;
 }

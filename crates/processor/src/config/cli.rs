@@ -258,7 +258,9 @@ fn reveal<S: serde::Serializer>(
 fn router_mode(text: &str) -> Result<RouterMode, String> {
     <RouterMode as clap::ValueEnum>::from_str(text, false).map_err(|_| match text {
         "approx" | "direct" => {
-            format!("routing by '{text}' is not there yet: use round-robin, random, least-loaded or kv")
+            format!(
+                "routing by '{text}' is not there yet: use round-robin, random, least-loaded or kv"
+            )
         }
         _ => "expected round-robin, random, least-loaded or kv".to_owned(),
     })

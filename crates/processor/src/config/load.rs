@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use stator_common::settings::{self, Secret, SecretError};
 
-use super::{ConditionalMode, Config};
 use super::cli::{self, Cli};
+use super::{ConditionalMode, Config};
 
 /// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,9 @@ pub fn load(
             "tls_cert_path and tls_key_path go together: give both or neither",
         ));
     }
-    let numbers = config.disagg_min_prefill_tokens.or(config.disagg_max_prefill_queue);
+    let numbers = config
+        .disagg_min_prefill_tokens
+        .or(config.disagg_max_prefill_queue);
     match (config.conditional_disagg, numbers) {
         (Some(ConditionalMode::Fixed), None) => {
             return Err(ConfigError::Contradiction(
@@ -206,7 +208,7 @@ mod tests {
 
     #[test]
     fn routing_that_is_not_there_yet_is_refused_in_words() {
-        let parsed = Cli::try_parse_from(["stator-processor", "--router-mode", "kv"]);
+        let parsed = Cli::try_parse_from(["stator-processor", "--router-mode", "approx"]);
         let error = parsed.unwrap_err().to_string();
         assert!(error.contains("not there yet"), "{error}");
     }

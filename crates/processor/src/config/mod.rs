@@ -77,7 +77,10 @@ pub struct Config {
     pub router_mode: RouterMode,
     /// Longest time of a request that names none itself (`x-request-timeout-ms`), from its arrival to its last
     /// token. Absent, the default: any.
-    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "humantime_serde::option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub request_timeout: Option<Duration>,
     /// When decode workers compute prompts themselves. Absent: by the two numbers below, if one is set.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,7 +148,8 @@ pub enum ConditionalMode {
 impl Config {
     /// Returns when decode workers compute prompts themselves.
     pub fn conditional(&self) -> Conditional {
-        let numbers = self.disagg_min_prefill_tokens.is_some() || self.disagg_max_prefill_queue.is_some();
+        let numbers =
+            self.disagg_min_prefill_tokens.is_some() || self.disagg_max_prefill_queue.is_some();
         match self.conditional_disagg {
             Some(ConditionalMode::Auto) => Conditional::Auto,
             Some(ConditionalMode::Off) => Conditional::Off,

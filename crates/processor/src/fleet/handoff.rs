@@ -8,11 +8,15 @@
 //!     └───────────┴──────────┴─────────┘  failed, or the lease is over: again, elsewhere, a few times
 //! ```
 //!
+//! Prefill comes first also where engines know a hand-off by an id that the processor gives, and could begin
+//! together: a decode engine that waits for one that never comes loses its blocks for good (NixlPushConnector, 0.32).
+//!
 //! Parameters that a decode engine may have seen are never used again: its fetch may be under way, and what it
 //! did not fetch in time may be another prompt's by now. The prompt is computed again, mostly from the cache.
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use stator_common::card::HandOffProtocol;
 use stator_common::plane::tcp::delta;
@@ -24,7 +28,7 @@ use tracing::{debug, warn};
 
 use super::held::Held;
 use super::{Fleet, Order};
-use crate::pool::{Ask, Attempt, Booked, DispatchError, Worker};
+use crate::pool::{Ask, Attempt, Booked, DispatchError, Target, Worker};
 
 /// Times that the chain is begun, at most. As for single workers: more failures in a row are not the workers' fault.
 const MAX_ATTEMPTS: usize = 4;
@@ -42,6 +46,8 @@ struct Tried {
 struct Computed {
     held: Held,
     by: WorkerId,
+    /// What both engines know the hand-off by, where they need that.
+    transfer_id: String,
     /// What the prefill engine said.
     delta: Delta,
 }
@@ -107,9 +113,6 @@ impl Fleet {
             drop((decode, prefill));
             return Ok(self.locally(order, tried).await?);
         }
-        if let Some(peer) = peer(&prefill) {
-            return self.meet(order, tried, prefill, decode, peer).await;
-        }
         let computed = match computed.filter(|computed| computed.held.is_fresh()) {
             Some(computed) => computed,
             None => self.compute(order, tried, prefill, &decode).await?,
@@ -167,7 +170,10 @@ impl Fleet {
     /// Decides who computes the prompt.
     fn place(&self, order: &Order, decode: &Booked, prefill: &Booked) -> Place {
         let tokens = prompt_tokens(&order.request);
-        let (ahead, at_decode) = (prefill.target().ledger.load(), decode.target().ledger.load());
+        let (ahead, at_decode) = (
+            prefill.target().ledger.load(),
+            decode.target().ledger.load(),
+        );
         let situation = Situation {
             // What is cached where is not known yet.
             uncached: tokens,
@@ -216,7 +222,12 @@ impl Fleet {
         prefill: Booked,
         decode: &Booked,
     ) -> Result<Computed, DispatchError> {
-        let request = prefill_request(order);
+        let request = GenerateRequest {
+            deadline_ms: order.time_left(),
+            dp_rank: None,
+            leg: Leg::Prefill.into(),
+            ..GenerateRequest::clone(&order.request)
+        };
         // For the first choice; a later one goes where the prompt is cached, if that worker still takes it.
         let chosen = parking_lot::Mutex::new(Some(prefill));
         let failures = parking_lot::Mutex::new(&mut tried.prefill);
@@ -225,7 +236,11 @@ impl Fleet {
             let (request, failures) = (&request, &failures);
             async move {
                 let moved = cached_at
-                    .filter(|at| booked.as_ref().is_none_or(|booked| booked.worker().id() != at))
+                    .filter(|at| {
+                        booked
+                            .as_ref()
+                            .is_none_or(|booked| booked.worker().id() != at)
+                    })
                     .and_then(|at| {
                         self.prefill.choose(&Ask {
                             preferred: Some(&at),
@@ -233,7 +248,8 @@ impl Fleet {
                             ..Ask::new(request, &failures.lock())
                         })
                     });
-                let gone = || DispatchError::new(Code::Unavailable, "no prefill worker is connected");
+                let gone =
+                    || DispatchError::new(Code::Unavailable, "no prefill worker is connected");
                 let booked = moved.or(booked).ok_or_else(gone)?;
                 let worker = booked.worker().clone();
                 let computed = self.prefill(order, booked, request).await;
@@ -256,8 +272,19 @@ impl Fleet {
     ) -> Result<Computed, DispatchError> {
         let by = booked.worker().id().clone();
         let work = booked.target().ledger.load().prefill_tokens;
+        let peer = peer(booked.target());
+        let transfer_id = transfer_id(booked.worker());
         let since = Instant::now();
-        let mut attempt = booked.begin(request).await?;
+        let begun = if transfer_id.is_empty() {
+            booked.begin(request).await
+        } else {
+            let request = GenerateRequest {
+                transfer_id: transfer_id.clone(),
+                ..request.clone()
+            };
+            booked.begin(&request).await
+        };
+        let mut attempt = begun?;
         let mut delta = Delta::default();
         while let Some(next) = attempt.next().await {
             delta::merge(&mut delta, next);
@@ -272,10 +299,12 @@ impl Fleet {
                 });
             }
         }
-        if delta.kv_transfer_params.is_empty() {
+        let answered = std::mem::take(&mut delta.kv_transfer_params);
+        let params = Some(answered).filter(|params| !params.is_empty()).or(peer);
+        let Some(params) = params else {
             let message = "the prefill worker computed the prompt and handed nothing on";
             return Err(DispatchError::new(Code::Internal, message));
-        }
+        };
         let took = since.elapsed();
         self.metrics.handoff.prefill.record(took);
         self.measured
@@ -283,11 +312,13 @@ impl Fleet {
             .prefill
             .add(work as f64, took.as_secs_f64());
         debug!(request = order.request.request_id, worker = %by, ?took, "prompt computed");
-        let lease = delta.kv_lease_ms.map_or(DEFAULT_LEASE, Duration::from_millis);
-        let params = std::mem::take(&mut delta.kv_transfer_params);
+        let lease = delta
+            .kv_lease_ms
+            .map_or(DEFAULT_LEASE, Duration::from_millis);
         Ok(Computed {
             held: Held::new(params, lease, &self.releaser),
             by,
+            transfer_id,
             delta,
         })
     }
@@ -301,9 +332,14 @@ impl Fleet {
         computed: Computed,
     ) -> Result<Attempt, Broken> {
         let worker = decode.worker().clone();
-        let Computed { held, by, delta } = computed;
-        let params = held.take();
-        let request = decode_request(order, params.clone(), String::new());
+        let Computed {
+            held,
+            by,
+            transfer_id,
+            delta,
+        } = computed;
+        let (params, until) = held.take();
+        let request = decode_request(order, params.clone(), transfer_id.clone());
         let since = Instant::now();
         match decode.begin(&request).await {
             Ok(attempt) => Ok(self.begun(order, attempt, delta, since)),
@@ -315,54 +351,14 @@ impl Fleet {
                     tried.prefill.push(by);
                     return Err(error.into());
                 }
-                let lease = held_for(&error, delta.kv_lease_ms);
-                let computed = lease.map(|lease| Computed {
-                    held: Held::new(params, lease.saturating_sub(since.elapsed()), &self.releaser),
+                // What no engine has seen is still good for another worker.
+                let computed = (!error.began).then(|| Computed {
+                    held: Held::until(params, until, &self.releaser),
                     by,
+                    transfer_id,
                     delta,
                 });
                 Err(Broken { error, computed })
-            }
-        }
-    }
-
-    /// Runs both legs at once, for engines that find each other by an id.
-    async fn meet(
-        &self,
-        order: &Order,
-        tried: &mut Tried,
-        prefill: Booked,
-        decode: Booked,
-        peer: bytes::Bytes,
-    ) -> Result<Attempt, Broken> {
-        let id = format!("{:032x}", rand::random::<u128>());
-        let first = GenerateRequest {
-            transfer_id: id.clone(),
-            ..prefill_request(order)
-        };
-        let second = decode_request(order, peer, id);
-        let (computing, decoding) = (prefill.worker().clone(), decode.worker().clone());
-        let since = Instant::now();
-        let compute = async {
-            let computed = self.prefill(order, prefill, &first).await;
-            computed.map_err(|error| (&computing, error))
-        };
-        let begin = async {
-            let begun = decode.begin(&second).await;
-            begun.map_err(|error| (&decoding, error))
-        };
-        // The failure of one ends the other, which is dropped.
-        match tokio::try_join!(compute, begin) {
-            Ok((computed, attempt)) => {
-                computed.held.take();
-                Ok(self.begun(order, attempt, computed.delta, since))
-            }
-            Err((worker, error)) => {
-                self.metrics.handoff.failed.increment(1);
-                let at_prefill = worker.id() == computing.id();
-                let list = if at_prefill { &mut tried.prefill } else { &mut tried.decode };
-                failed(worker, &error, list);
-                Err(error.into())
             }
         }
     }
@@ -373,21 +369,28 @@ impl Fleet {
         self.metrics.handoff.transfer.record(took);
         self.metrics.handoff.done.increment(1);
         let tokens = prompt_tokens(&order.request) as f64;
-        self.measured.lock().transfer.add(tokens, took.as_secs_f64());
+        self.measured
+            .lock()
+            .transfer
+            .add(tokens, took.as_secs_f64());
         attempt.preface(prompt.prompt_logprobs, prompt.cached_tokens);
         attempt
     }
 }
 
-/// Returns how a decode engine finds a prefill engine that pushes; absent: it is told by that one's answer.
-fn peer(prefill: &Booked) -> Option<bytes::Bytes> {
-    let target = prefill.target();
-    let handoff = target.worker.card().handoff.as_ref()?;
-    if handoff.protocol != HandOffProtocol::RouterAllocated {
-        return None;
+/// Returns the id that both engines of a pair need, where they know a hand-off by one. Else empty.
+fn transfer_id(prefill: &Worker) -> String {
+    let handoff = prefill.card().handoff.as_ref();
+    match handoff.map(|handoff| handoff.protocol) {
+        Some(HandOffProtocol::RouterAllocated) => format!("{:032x}", rand::random::<u128>()),
+        Some(HandOffProtocol::ResponseCarried) | None => String::new(),
     }
-    let rank = target.dp_rank.unwrap_or(0) as usize;
-    let peer = handoff.peers.get(rank)?;
+}
+
+/// Returns how a decode engine finds this prefill engine if the answer does not say it.
+fn peer(prefill: &Target) -> Option<Bytes> {
+    let handoff = prefill.worker.card().handoff.as_ref()?;
+    let peer = handoff.peers.get(prefill.dp_rank.unwrap_or(0) as usize)?;
     Some(hex::decode(peer).ok()?.into())
 }
 
@@ -399,22 +402,7 @@ fn failed(worker: &Worker, error: &DispatchError, tried: &mut SmallVec<[WorkerId
     }
 }
 
-/// Returns the lease of KV that a failed decode leg has not touched; absent: its engine may have.
-fn held_for(error: &DispatchError, lease_ms: Option<u64>) -> Option<Duration> {
-    let lease = lease_ms.map_or(DEFAULT_LEASE, Duration::from_millis);
-    (!error.began).then_some(lease)
-}
-
-fn prefill_request(order: &Order) -> GenerateRequest {
-    GenerateRequest {
-        deadline_ms: order.time_left(),
-        dp_rank: None,
-        leg: Leg::Prefill.into(),
-        ..GenerateRequest::clone(&order.request)
-    }
-}
-
-fn decode_request(order: &Order, params: bytes::Bytes, transfer_id: String) -> GenerateRequest {
+fn decode_request(order: &Order, params: Bytes, transfer_id: String) -> GenerateRequest {
     let mut request = GenerateRequest {
         deadline_ms: order.time_left(),
         kv_transfer_params: params,
@@ -422,9 +410,10 @@ fn decode_request(order: &Order, params: bytes::Bytes, transfer_id: String) -> G
         transfer_id,
         ..GenerateRequest::clone(&order.request)
     };
-    if let Some(sampling) = &mut request.sampling {
-        // The prefill engine has them; this one would have to compute the prompt again.
-        sampling.prompt_logprobs = None;
+    // The prefill engine has them; this one would have to compute the prompt again.
+    if let Some(sampling) = &mut request.sampling
+        && sampling.prompt_logprobs.take().is_some()
+    {
         sampling.skip_reading_prefix_cache = None;
     }
     request

@@ -33,9 +33,15 @@ pub(super) struct Held {
 impl Held {
     /// - `lease`: from now on.
     pub(super) fn new(params: Bytes, lease: Duration, releaser: &Releaser) -> Self {
+        let until = Instant::now() + lease.saturating_sub(WAY.min(lease / 4));
+        Self::until(params, until, releaser)
+    }
+
+    /// - `until`: when it must not be fetched any more.
+    pub(super) fn until(params: Bytes, until: Instant, releaser: &Releaser) -> Self {
         Self {
             params: Some(params),
-            until: Instant::now() + lease.saturating_sub(WAY.min(lease / 4)),
+            until,
             releaser: releaser.clone(),
         }
     }
@@ -45,9 +51,10 @@ impl Held {
         Instant::now() < self.until
     }
 
-    /// Returns the parameters; from here on a decode worker answers for the KV.
-    pub(super) fn take(mut self) -> Bytes {
-        self.params.take().unwrap_or_default()
+    /// Returns the parameters, and when they must not be used any more. From here on a decode worker answers
+    /// for the KV.
+    pub(super) fn take(mut self) -> (Bytes, Instant) {
+        (self.params.take().unwrap_or_default(), self.until)
     }
 }
 
@@ -117,7 +124,9 @@ impl Releaser {
             }
             tried.push(worker);
         }
-        warn!("no decode worker could give KV back: its prefill engine keeps it until the lease is over");
+        warn!(
+            "no decode worker could give KV back: its prefill engine keeps it until the lease is over"
+        );
         self.metrics.abandoned.increment(1);
     }
 }

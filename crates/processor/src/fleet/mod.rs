@@ -61,7 +61,12 @@ impl Fleet {
     /// - `mode`: how workers are chosen; prefill workers always by the tokens they have to compute, which is
     ///   what a prompt waits for.
     /// - `seed`: of random choices.
-    pub fn new(mode: RouterMode, conditional: Conditional, seed: u64, metrics: ModelMetrics) -> Self {
+    pub fn new(
+        mode: RouterMode,
+        conditional: Conditional,
+        seed: u64,
+        metrics: ModelMetrics,
+    ) -> Self {
         let pool = |policy| Pool::new(policy, seed, metrics.retries.clone());
         let decode = Arc::new(pool(mode.policy()));
         Self {
@@ -116,7 +121,12 @@ impl Fleet {
         let Some(deadline) = order.deadline else {
             return self.dispatch_any(order).await;
         };
-        let late = |_| DispatchError::new(Code::DeadlineExceeded, "not begun within the request's time");
+        let late = |_| {
+            DispatchError::new(
+                Code::DeadlineExceeded,
+                "not begun within the request's time",
+            )
+        };
         timeout_at(deadline, self.dispatch_any(order))
             .await
             .map_err(late)?
@@ -131,6 +141,17 @@ impl Fleet {
     async fn dispatch_any(&self, order: &Order) -> Result<Attempt, DispatchError> {
         let way = self.way();
         let way = way.map_err(|lacks| DispatchError::new(Code::Unavailable, lacks))?;
+        match self.dispatch_by(way, order).await {
+            Err(error) if error.code.is_retryable() => match self.way() {
+                // The workers of the one way left meanwhile, and those of the other are there.
+                Ok(now) if now != way => self.dispatch_by(now, order).await,
+                Ok(_) | Err(_) => Err(error),
+            },
+            done => done,
+        }
+    }
+
+    async fn dispatch_by(&self, way: Way, order: &Order) -> Result<Attempt, DispatchError> {
         match (way, order.deadline) {
             (Way::Disaggregated, _) => self.hand_off(order).await,
             (Way::Aggregated, None) => self.agg.dispatch(&order.request).await,

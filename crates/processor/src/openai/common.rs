@@ -110,7 +110,8 @@ fn own_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     match milliseconds.filter(|&milliseconds| milliseconds > 0) {
         Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds))),
         None => {
-            let message = format!("{name} must be a positive number of milliseconds, got {value:?}");
+            let message =
+                format!("{name} must be a positive number of milliseconds, got {value:?}");
             Err(ApiError::invalid(name, message))
         }
     }

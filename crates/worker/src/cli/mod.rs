@@ -1,24 +1,48 @@
 //! The command line of a worker: our own flags in groups, a model, and any flag of vLLM.
 
+mod deprecated;
 mod settings;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 pub use stator_common::settings::DiscoveryBackend;
 use stator_common::{card::Role, settings::Variables};
 use stator_engine::{
     flags::{self, Arity, EngineFlag, FlagError},
-    introspect::{self, IntrospectError},
+    introspect::{self, Installed, IntrospectError},
 };
 
-pub use settings::{EngineKind, RequestPlane, Settings};
+pub use deprecated::Renamed;
+pub use settings::{EngineKind, EventPlane, Mode, RequestPlane, Settings};
 
 use crate::python::{self, PythonError};
 
 /// Flags of workers alone that the environment may give. The `DYN_*` names are Dynamo's (`dynamo.vllm`, 1.6).
 pub(crate) const ENVIRONMENT: Variables = Variables(&[
     ("endpoint", &["STATOR_ENDPOINT", "DYN_ENDPOINT"]),
+    (
+        "component-name",
+        &["STATOR_COMPONENT_NAME", "DYN_COMPONENT_NAME"],
+    ),
+    (
+        "endpoint-name",
+        &["STATOR_ENDPOINT_NAME", "DYN_ENDPOINT_NAME"],
+    ),
+    (
+        "served-model-name",
+        &["STATOR_SERVED_MODEL_NAME", "DYN_SERVED_MODEL_NAME"],
+    ),
+    (
+        "disaggregation-mode",
+        &["STATOR_DISAGGREGATION_MODE", "DYN_VLLM_DISAGGREGATION_MODE"],
+    ),
+    ("headless", &["STATOR_HEADLESS", "DYN_VLLM_HEADLESS"]),
+    ("event-plane", &["STATOR_EVENT_PLANE", "DYN_EVENT_PLANE"]),
+    (
+        "dump-config-to",
+        &["STATOR_DUMP_CONFIG_TO", "DYN_DUMP_CONFIG_TO"],
+    ),
     (
         "request-plane",
         &["STATOR_REQUEST_PLANE", "DYN_REQUEST_PLANE"],
@@ -28,6 +52,7 @@ pub(crate) const ENVIRONMENT: Variables = Variables(&[
     ("advertise-host", &["STATOR_ADVERTISE_HOST"]),
     ("engine", &["STATOR_ENGINE"]),
     ("engine-command", &["STATOR_ENGINE_COMMAND"]),
+    ("connector", &["STATOR_CONNECTOR", "DYN_CONNECTOR"]),
     ("python", &["STATOR_PYTHON"]),
     ("run-dir", &["STATOR_RUN_DIR"]),
     (
@@ -58,9 +83,26 @@ pub struct Cli {
     #[arg(long, help_heading = "Configuration")]
     pub print_config: bool,
 
+    /// Writes configuration, versions and environment to this file, as JSON and without secrets, and goes on.
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    pub dump_config_to: Option<PathBuf>,
+
+    /// Looks whether this worker could serve: packages, ports, memory, and the workers that it would hand
+    /// prompts to or take them from. Prints what it found, and ends with status 1 if it could not.
+    #[arg(long, help_heading = "Configuration")]
+    pub preflight: bool,
+
     /// Prints the version, and ends.
     #[arg(long, short = 'V', action = clap::ArgAction::Version, help_heading = "Configuration")]
     version: Option<bool>,
+
+    /// The vLLM that will run, where it is installed here.
+    #[arg(skip)]
+    pub vllm: Option<Arc<Installed>>,
+
+    /// Spellings of before that were used.
+    #[arg(skip)]
+    pub deprecated: Vec<Renamed>,
 
     /// What flags, environment and file have in common.
     #[command(flatten)]
@@ -137,6 +179,7 @@ pub fn parse(
     };
     let kind = value("engine");
     let attached = kind.as_deref() == Some("attach") || value("engine-attach").is_some();
+    let mut vllm = None;
     let (known, hint) = if kind.as_deref() == Some("sim") {
         let mut known = EngineFlag::built_in();
         known.extend(simulator_flags());
@@ -146,12 +189,21 @@ pub fn parse(
     } else {
         let python = python::find(value("python").map(PathBuf::from), environment)?;
         let hint = flags::help_command(&python);
-        (introspect::introspect(&python)?.flags, hint)
+        let installed = vllm.insert(Arc::new(introspect::introspect(&python)?));
+        (installed.flags.clone(), hint)
     };
     let split = flags::split(argv.iter().cloned(), &own, &known)
         .map_err(|error| CliError::Engine(error, hint))?;
+    let deprecated = deprecated::used(&split.own, environment);
     let mut cli = Cli::from_arg_matches(&own.try_get_matches_from(split.own)?)?;
+    cli.vllm = vllm;
+    cli.deprecated = deprecated;
     cli.settings.model = split.model;
+    if cli.dump_config_to.is_none() {
+        cli.dump_config_to = ENVIRONMENT
+            .value("dump-config-to", environment)
+            .map(PathBuf::from);
+    }
     cli.settings.engine_args = (!split.engine.is_empty()).then_some(split.engine);
     Ok(cli)
 }

@@ -5,9 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use stator_common::{
-    card::Endpoint,
+    card::{Endpoint, Role},
     settings::{DiscoveryBackend, duration},
 };
+use stator_engine::handoff::ShortName;
 
 /// What a person may set. Absent fields leave the choice to the layer below.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
@@ -69,6 +70,18 @@ pub struct Settings {
     #[serde(with = "crate::config::as_text")]
     pub endpoint: Option<Endpoint>,
 
+    /// What kind of worker this is meant to be: refused if it is another.
+    #[arg(long, value_name = "MODE", help_heading = "Place")]
+    pub disaggregation_mode: Option<Mode>,
+
+    /// The same as --disaggregation-mode prefill.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    pub is_prefill_worker: Option<bool>,
+
+    /// The same as --disaggregation-mode decode.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    pub is_decode_worker: Option<bool>,
+
     /// Where the worker makes itself known [default: file].
     #[arg(
         long,
@@ -85,6 +98,10 @@ pub struct Settings {
     /// How requests come [default: tcp].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
     pub request_plane: Option<RequestPlane>,
+
+    /// How events about KV would go: zmq is the one there is [default: zmq].
+    #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
+    pub event_plane: Option<EventPlane>,
 
     /// Address to take requests on [default: 127.0.0.1].
     #[arg(long, value_name = "ADDRESS", help_heading = "Listeners")]
@@ -134,6 +151,11 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub engine_command: Option<PathBuf>,
 
+    /// What moves KV in and out of the engine, one or several in this order; stands for vLLM's
+    /// --kv-transfer-config. Prefill and decode workers need nixl, or lmcache by itself.
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', help_heading = "Engine")]
+    pub connector: Option<Vec<ShortName>>,
+
     /// Python with vLLM [default: that of VLLM_VENV, VIRTUAL_ENV or ./.venv, or python3].
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub python: Option<PathBuf>,
@@ -152,6 +174,12 @@ pub struct Settings {
     #[arg(long, alias = "dp-size", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256),
           help_heading = "Engine")]
     pub data_parallel_size: Option<u32>,
+
+    /// Runs a further node of an engine that spans several machines (--nnodes, --node-rank, --master-addr):
+    /// vLLM alone, which takes no requests.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          help_heading = "Engine")]
+    pub headless: Option<bool>,
 
     /// Accepts a vLLM outside the versions that the wire was tested with.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
@@ -186,6 +214,44 @@ pub struct Settings {
 pub enum RequestPlane {
     /// One multiplexed connection per processor (`proto/README.md`).
     Tcp,
+}
+
+/// How events would go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventPlane {
+    /// Straight from process to process.
+    Zmq,
+    /// Over a NATS server.
+    Nats,
+}
+
+/// What kind of worker is meant, in Dynamo's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Prefill and decode in one engine.
+    Agg,
+    /// The same.
+    Pd,
+    /// Computes prompts and hands their KV on.
+    Prefill,
+    /// Continues prompts that a prefill worker computed.
+    Decode,
+    /// Runs the vision encoder.
+    Encode,
+}
+
+impl Mode {
+    /// Returns the role that is meant.
+    pub fn role(self) -> Role {
+        match self {
+            Self::Agg | Self::Pd => Role::Agg,
+            Self::Prefill => Role::Prefill,
+            Self::Decode => Role::Decode,
+            Self::Encode => Role::Encode,
+        }
+    }
 }
 
 /// What computes.

@@ -10,11 +10,14 @@ use stator_common::{
     card::{self, Role},
     settings::{self, SecretError},
 };
-use stator_engine::handoff::TransferError;
+use stator_engine::{
+    flags::Given,
+    handoff::{ShortName, TransferError},
+};
 
 use super::Config;
 use crate::{
-    cli::{self, Cli, ENVIRONMENT, EngineKind, Settings},
+    cli::{self, Cli, ENVIRONMENT, EngineKind, EventPlane, Settings},
     python::{self, PythonError},
 };
 
@@ -54,20 +57,64 @@ pub enum ConfigError {
     #[error(transparent)]
     Transfer(#[from] TransferError),
     #[error(
-        "a {0} worker needs a connector that hands KV from engine to engine: --kv-transfer-config \
-         '{{\"kv_connector\":\"NixlConnector\",\"kv_role\":\"{role}\"}}'",
-        role = kv_role(*.0)
+        "a {role} worker needs a connector that hands KV from engine to engine{}: say {}",
+        has(.found), remedy(.names)
     )]
-    NoHandOff(Role),
+    NoHandOff {
+        role: Role,
+        /// vLLM's names of what there is instead.
+        found: Vec<String>,
+        names: Vec<ShortName>,
+    },
+    #[error("{flag} means a {meant} worker, and this is stator-{role}: run stator-{meant}")]
+    OtherRole {
+        flag: &'static str,
+        meant: Role,
+        role: Role,
+    },
+    #[error("{0} means an encode worker, which this version does not have")]
+    NoEncode(&'static str),
+    #[error("--event-plane nats: this version has no NATS; say --event-plane zmq, or leave it out")]
+    Nats,
+    #[error("--headless is a further node of an engine: {0}")]
+    Headless(&'static str),
+    #[error(
+        "--connector {} and --kv-transfer-config contradict each other: leave out one of them{}",
+        list(.names), stands_for(.meaning)
+    )]
+    TwoConnectors {
+        names: Vec<ShortName>,
+        meaning: Option<String>,
+    },
+    #[error(
+        "--connector {} contradicts itself: say --connector none, or leave `none` out",
+        list(.0)
+    )]
+    NoneAndOthers(Vec<ShortName>),
 }
 
-/// Returns what vLLM calls a role's side of a transfer.
-fn kv_role(role: Role) -> &'static str {
-    match role {
-        Role::Prefill => "kv_producer",
-        Role::Decode => "kv_consumer",
-        Role::Agg | Role::Encode => "kv_both",
+fn list(names: &[ShortName]) -> String {
+    let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+    names.join(",")
+}
+
+fn has(found: &[String]) -> String {
+    match found {
+        [] => String::new(),
+        found => format!(", and {} does not", found.join(" with ")),
     }
+}
+
+fn remedy(names: &[ShortName]) -> String {
+    let others = names.iter().filter(|name| **name != ShortName::None);
+    let names: Vec<ShortName> = others.copied().chain([ShortName::Nixl]).collect();
+    format!("--connector {}", list(&names))
+}
+
+fn stands_for(meaning: &Option<String>) -> String {
+    meaning.as_ref().map_or_else(String::new, |json| {
+        format!(" (--connector stands for --kv-transfer-config '{json}')")
+    })
 }
 
 /// Loads the configuration: command line over environment over file over default.
@@ -90,6 +137,7 @@ pub fn load(
     let mut config: Config = merged
         .try_into()
         .map_err(|error| ConfigError::Value(Box::new(error)))?;
+    config.vllm = cli.vllm.clone();
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), environment)?;
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
@@ -110,7 +158,15 @@ fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     if config.model.is_empty() {
         return Err(ConfigError::NoModel);
     }
+    check_role(config, role)?;
+    config.transfer(role)?;
     config.handoff(role)?;
+    if config.event_plane == EventPlane::Nats {
+        return Err(ConfigError::Nats);
+    }
+    if config.headless {
+        check_headless(config)?;
+    }
     let place = config.place(role);
     for name in [place.namespace, place.component, place.endpoint] {
         if !card::is_name(&name) {
@@ -123,6 +179,49 @@ fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
         (EngineKind::Attach, None) => Err(ConfigError::NoAttach),
         (EngineKind::Attach, Some(_)) | (EngineKind::Vllm | EngineKind::Sim, None) => Ok(()),
     }
+}
+
+/// Refuses flags that mean another kind of worker than this program is.
+fn check_role(config: &Config, role: Role) -> Result<(), ConfigError> {
+    let meant = [
+        config
+            .disaggregation_mode
+            .map(|mode| ("--disaggregation-mode", mode.role())),
+        config
+            .is_prefill_worker
+            .then_some(("--is-prefill-worker", Role::Prefill)),
+        config
+            .is_decode_worker
+            .then_some(("--is-decode-worker", Role::Decode)),
+    ];
+    match meant
+        .into_iter()
+        .flatten()
+        .find(|(_, meant)| *meant != role)
+    {
+        Some((flag, Role::Encode)) => Err(ConfigError::NoEncode(flag)),
+        Some((flag, meant)) => Err(ConfigError::OtherRole { flag, meant, role }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what a further node of an engine has no use for, or cannot be.
+fn check_headless(config: &Config) -> Result<(), ConfigError> {
+    let given = Given::read(&config.engine_args);
+    let number = |name| given.value(name).and_then(|text| text.parse::<u32>().ok());
+    let why = if config.engine_kind() != EngineKind::Vllm {
+        "it runs vLLM, and --engine names another"
+    } else if config.engine_keep {
+        "it has nothing that a later worker could take over: leave out --engine-keep"
+    } else if config.data_parallel_size > 1 {
+        "each engine has its own nodes: leave out --data-parallel-size and start one for each engine"
+    } else if number("nnodes").unwrap_or(1) < 2 || number("node-rank").unwrap_or(0) == 0 {
+        "say which node of which engine it is: --nnodes N --node-rank R --master-addr HOST, R at least 1 \
+         (node 0 is started without --headless)"
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::Headless(why))
 }
 
 fn read_toml(path: &Path) -> Result<toml::Table, ConfigError> {
@@ -224,6 +323,118 @@ mod tests {
         let line = format!("stator-agg /m --engine sim --config {}", file.display());
         let error = loaded(&line, &[]).unwrap_err();
         assert!(error.to_string().contains("naemspace"), "{error}");
+    }
+
+    #[test]
+    fn a_connector_by_its_short_name_stands_for_vllms_flag() {
+        let line = "stator-agg /m --engine sim --connector kvbm,nixl";
+        let config = loaded(line, &[]).unwrap();
+        let transfer = config.transfer(Role::Prefill).unwrap().unwrap();
+        assert_eq!(transfer.connectors(), ["DynamoConnector", "NixlConnector"]);
+        let config = loaded("stator-agg /m --engine sim", &[("DYN_CONNECTOR", "none")]).unwrap();
+        assert_eq!(config.transfer(Role::Agg).unwrap(), None);
+    }
+
+    #[test]
+    fn a_role_without_a_hand_off_is_told_the_flag_that_works() {
+        let config = |line: &str| loaded(line, &[]).unwrap();
+        for (line, remedy) in [
+            (
+                "stator-agg /m --engine sim",
+                "engine to engine: say --connector nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --connector kvbm",
+                "and DynamoConnector does not: say --connector kvbm,nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --connector none",
+                "say --connector nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --kv-transfer-config.kv_connector OffloadingConnector",
+                "and OffloadingConnector does not: say --connector nixl",
+            ),
+        ] {
+            let error = config(line).handoff(Role::Decode).unwrap_err().to_string();
+            assert!(error.contains(remedy), "{error}");
+            assert!(config(line).handoff(Role::Agg).unwrap().is_none());
+        }
+        let both = "stator-agg /m --engine sim --connector nixl --kv-transfer-config {\"kv_connector\":\"X\"}";
+        let error = loaded(both, &[]).unwrap_err().to_string();
+        assert!(error.contains("--kv-transfer-config '{"), "{error}");
+        let error = loaded("stator-agg /m --engine sim --connector none,nixl", &[]);
+        assert!(matches!(error, Err(ConfigError::NoneAndOthers(_))));
+    }
+
+    #[test]
+    fn a_flag_that_means_another_kind_of_worker_names_its_program() {
+        let role = |line: &str, variables: &[(&str, &str)]| loaded(line, variables);
+        for (line, program) in [
+            (
+                "stator-agg /m --engine sim --is-prefill-worker",
+                "run stator-prefill",
+            ),
+            (
+                "stator-agg /m --engine sim --is-decode-worker",
+                "run stator-decode",
+            ),
+            (
+                "stator-agg /m --engine sim --disaggregation-mode decode",
+                "run stator-decode",
+            ),
+            (
+                "stator-agg /m --engine sim --disaggregation-mode encode",
+                "does not have",
+            ),
+        ] {
+            let error = role(line, &[]).unwrap_err().to_string();
+            assert!(error.contains(program), "{error}");
+        }
+        let plain = "stator-agg /m --engine sim";
+        assert!(role(plain, &[("DYN_VLLM_DISAGGREGATION_MODE", "prefill")]).is_err());
+        for mode in ["agg", "pd"] {
+            assert!(role(plain, &[("DYN_VLLM_DISAGGREGATION_MODE", mode)]).is_ok());
+        }
+    }
+
+    #[test]
+    fn old_spellings_work_and_are_named_once() {
+        let line = "stator-agg /m --engine sim --store-kv=file --is-prefill-worker=false";
+        let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let cli = cli::parse(Role::Agg, &argv, &|_| None);
+        let old: Vec<_> = cli
+            .unwrap()
+            .deprecated
+            .iter()
+            .map(|renamed| renamed.old)
+            .collect();
+        assert_eq!(old, ["--store-kv", "--is-prefill-worker"]);
+    }
+
+    #[test]
+    fn a_headless_node_says_which_node_it_is() {
+        let config = |line: &str| {
+            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            Config {
+                model: "/m".to_owned(),
+                headless: true,
+                engine_args: args,
+                ..Config::default()
+            }
+        };
+        let node = "--nnodes 2 --node-rank 1 --master-addr h";
+        assert!(check(&config(node), Role::Agg).is_ok());
+        for line in ["", "--nnodes 2 --node-rank 0", "--node-rank 1"] {
+            let error = check(&config(line), Role::Agg).unwrap_err().to_string();
+            assert!(error.contains("--node-rank R"), "{error}");
+        }
+        let kept = Config {
+            engine_keep: true,
+            ..config(node)
+        };
+        assert!(check(&kept, Role::Agg).is_err());
+        assert!(loaded("stator-agg /m --engine sim --event-plane nats", &[]).is_err());
     }
 
     #[test]

@@ -2,17 +2,20 @@
 
 mod load;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
 pub use stator_common::settings::Secret;
 
-use stator_engine::handoff::{HandOff, TransferConfig};
+use stator_engine::{
+    handoff::{HandOff, ShortName, TransferConfig},
+    introspect::Installed,
+};
 
 pub use load::{ConfigError, load, to_toml};
 
-use crate::cli::{DiscoveryBackend, EngineKind, RequestPlane};
+use crate::cli::{DiscoveryBackend, EngineKind, EventPlane, Mode, RequestPlane};
 
 /// A worker's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +45,12 @@ pub struct Config {
     /// All three at once; wins over them. `dyn://namespace.component.endpoint`.
     #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
+    /// What kind of worker this is meant to be. Absent: what it is.
+    pub disaggregation_mode: Option<Mode>,
+    /// The same, in an older spelling.
+    pub is_prefill_worker: bool,
+    /// The same, in an older spelling.
+    pub is_decode_worker: bool,
     /// Where the worker makes itself known. Default `file`.
     pub discovery_backend: DiscoveryBackend,
     /// Folder of the file discovery. Absent: the default that processors use too.
@@ -49,6 +58,8 @@ pub struct Config {
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
+    /// How events about KV would go. Default `zmq`; there are none yet.
+    pub event_plane: EventPlane,
     /// Address to take requests on. Default 127.0.0.1: this machine only.
     pub host: String,
     /// Port to take requests on. 0, the default, takes a free one.
@@ -73,6 +84,9 @@ pub struct Config {
     pub engine_advertise_host: Option<String>,
     /// The simulated engine's program. Absent: `stator-sim` beside this one, or on the path.
     pub engine_command: Option<PathBuf>,
+    /// What moves KV in and out of the engine; stands for `--kv-transfer-config`. Empty: what that says, if
+    /// anything.
+    pub connector: Vec<ShortName>,
     /// Python with vLLM. Absent: that of `VLLM_VENV`, `VIRTUAL_ENV`, `./.venv`, or `python3`.
     pub python: Option<PathBuf>,
     /// Whether the engine outlives this worker, to be taken over by the next one. Default false.
@@ -82,6 +96,8 @@ pub struct Config {
     pub run_dir: Option<PathBuf>,
     /// Independent engines of this worker. Default 1.
     pub data_parallel_size: u32,
+    /// Whether this is only a further node of an engine. Default false.
+    pub headless: bool,
     /// Whether a vLLM outside the tested versions is accepted. Default false.
     pub any_vllm_version: bool,
     /// Time for an engine to become ready. Default 10 min, vLLM's own.
@@ -97,6 +113,9 @@ pub struct Config {
     /// The secret itself, once it is read. Never written.
     #[serde(skip)]
     pub plane_token: Option<Secret>,
+    /// The vLLM that will run, once it has been looked at.
+    #[serde(skip)]
+    pub vllm: Option<Arc<Installed>>,
 }
 
 impl Default for Config {
@@ -113,9 +132,13 @@ impl Default for Config {
             component_name: None,
             endpoint_name: "generate".to_owned(),
             endpoint: None,
+            disaggregation_mode: None,
+            is_prefill_worker: false,
+            is_decode_worker: false,
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
             request_plane: RequestPlane::Tcp,
+            event_plane: EventPlane::Zmq,
             host: "127.0.0.1".to_owned(),
             port: 0,
             advertise_host: None,
@@ -127,15 +150,18 @@ impl Default for Config {
             engine_attach: None,
             engine_advertise_host: None,
             engine_command: None,
+            connector: Vec::new(),
             python: None,
             engine_keep: false,
             run_dir: None,
             data_parallel_size: 1,
+            headless: false,
             any_vllm_version: false,
             engine_ready_timeout: Duration::from_secs(600),
             engine_args: Vec::new(),
             drain_grace: Duration::from_secs(30),
             plane_token: None,
+            vllm: None,
         }
     }
 }
@@ -159,8 +185,45 @@ impl Config {
             Role::Agg | Role::Encode => return Ok(None),
             Role::Prefill | Role::Decode => {}
         }
-        let handoff = TransferConfig::given(&self.engine_args)?.and_then(|given| given.handoff());
-        handoff.map(Some).ok_or(ConfigError::NoHandOff(role))
+        let transfer = self.transfer(role)?;
+        let handoff = transfer.as_ref().and_then(TransferConfig::handoff);
+        handoff.map(Some).ok_or_else(|| {
+            let found = transfer.map_or_else(Vec::new, |transfer| {
+                transfer
+                    .connectors()
+                    .into_iter()
+                    .map(str::to_owned)
+                    .collect()
+            });
+            ConfigError::NoHandOff {
+                role,
+                found,
+                names: self.connector.clone(),
+            }
+        })
+    }
+
+    /// Returns the engine's connectors, where it has some.
+    ///
+    /// # Errors
+    /// [`ConfigError::Transfer`], [`ConfigError::TwoConnectors`] and [`ConfigError::NoneAndOthers`].
+    pub fn transfer(&self, role: Role) -> Result<Option<TransferConfig>, ConfigError> {
+        let given = TransferConfig::given(&self.engine_args)?;
+        if self.connector.is_empty() {
+            return Ok(given);
+        }
+        if self.connector.len() > 1 && self.connector.contains(&ShortName::None) {
+            return Err(ConfigError::NoneAndOthers(self.connector.clone()));
+        }
+        let cpu = self.vllm.as_ref().is_some_and(|vllm| vllm.is_cpu());
+        let named = TransferConfig::of_names(&self.connector, role, cpu);
+        if given.is_some() {
+            return Err(ConfigError::TwoConnectors {
+                names: self.connector.clone(),
+                meaning: named.map(|named| named.to_json()),
+            });
+        }
+        Ok(named)
     }
 
     /// Returns where the worker belongs.

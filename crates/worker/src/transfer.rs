@@ -1,0 +1,422 @@
+//! What the KV connectors of a worker's engines need besides their flag: a side channel for each, by which other
+//! engines find it.
+//!
+//! NIXL's engines listen on `VLLM_NIXL_SIDE_CHANNEL_HOST` and `_PORT` (default `localhost` and 5600 for
+//! every engine of a machine), Mooncake's prefill engines on `VLLM_MOONCAKE_BOOTSTRAP_PORT`. What the
+//! environment says counts; else each engine gets a free port.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    net::{IpAddr, TcpListener},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use stator_common::card::{self, HandOffProtocol, Role};
+use stator_engine::{
+    flags::Given,
+    handoff::{Connector, HandOff, Peer, TransferConfig},
+};
+
+use crate::{
+    config::{Config, ConfigError},
+    launch::{engine_args, size},
+};
+
+const HOST: &str = "VLLM_NIXL_SIDE_CHANNEL_HOST";
+const PORT: &str = "VLLM_NIXL_SIDE_CHANNEL_PORT";
+const BOOTSTRAP_PORT: &str = "VLLM_MOONCAKE_BOOTSTRAP_PORT";
+
+/// UCX's transports on a machine whose engine computes on the CPU: what it would choose by itself needs devices
+/// that need not be there.
+const UCX_TLS: (&str, &str) = ("UCX_TLS", "tcp,sm,self");
+
+/// Ports that no system serves as "any port" (Linux: 32768 to 60999), so that no connection takes one between
+/// here and the engine's start half a minute later.
+const PORTS: std::ops::Range<u16> = 15_000..32_000;
+
+/// Ports tried before giving up.
+const TRIES: u32 = 100;
+
+/// What was chosen for a kept engine, in its folder.
+const RECORD: &str = "side-channel.json";
+
+/// Why the engines' side channels cannot be laid out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TransferError {
+    #[error("{name}={value} is not a port")]
+    Port { name: &'static str, value: String },
+    #[error("no free port for an engine's side channel on {host}: {source}")]
+    NoPort { host: IpAddr, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Record { path: PathBuf, source: io::Error },
+    #[error(
+        "others find a {connector} engine that was started elsewhere only if this worker knows where it is: set \
+         {HOST} and {PORT} as they are there, and name its `engine_id` in --kv-transfer-config"
+    )]
+    Elsewhere { connector: &'static str },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// The connectors of a worker's engines.
+#[derive(Debug, Default)]
+pub(crate) struct Transfer {
+    config: Option<TransferConfig>,
+    handoff: Option<HandOff>,
+    /// One per rank; empty where no connector has one.
+    pub(crate) sides: Vec<Side>,
+    env: Vec<(OsString, OsString)>,
+}
+
+/// Where one engine is found by others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Side {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// Absent where the engine says it itself.
+    pub(crate) engine_id: Option<String>,
+    /// The variable that tells the engine its port.
+    #[serde(skip, default)]
+    port_name: &'static str,
+}
+
+impl Transfer {
+    /// Lays out the side channels.
+    ///
+    /// - `host`: this machine's address, as other engines reach it; it can be bound.
+    /// - `run_dirs`: the engines' folders, one per rank.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    pub(crate) fn new(
+        config: &Config,
+        role: Role,
+        host: IpAddr,
+        run_dirs: &[PathBuf],
+        environment: &impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, TransferError> {
+        let Some(transfer) = config.transfer(role)? else {
+            return Ok(Self::default());
+        };
+        let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
+        let handoff = config.handoff(role)?;
+        let mooncake = role == Role::Prefill
+            && handoff.as_ref().map(|handoff| handoff.connector) == Some(Connector::Mooncake);
+        let port_name = match (transfer.has_nixl(), mooncake) {
+            (true, _) => PORT,
+            (false, true) => BOOTSTRAP_PORT,
+            (false, false) => {
+                return Ok(Self {
+                    config: Some(transfer),
+                    handoff,
+                    ..Self::default()
+                });
+            }
+        };
+        let by_router = handoff.as_ref().is_some_and(|handoff| {
+            role == Role::Prefill
+                && handoff.connector.protocol() == HandOffProtocol::RouterAllocated
+        });
+        let elsewhere = config.engine_attach.is_some();
+        let named_host = environment(HOST);
+        let named_port = match environment(port_name) {
+            Some(value) => Some(value.parse::<u16>().map_err(|_| TransferError::Port {
+                name: port_name,
+                value,
+            })?),
+            None => None,
+        };
+        if elsewhere {
+            let known = transfer.engine_id().is_some() && named_port.is_some();
+            match handoff.as_ref().filter(|_| by_router && !known) {
+                Some(handoff) => {
+                    let connector = handoff.connector.name();
+                    return Err(TransferError::Elsewhere { connector });
+                }
+                None if !by_router => {
+                    return Ok(Self {
+                        config: Some(transfer),
+                        handoff,
+                        ..Self::default()
+                    });
+                }
+                None => {}
+            }
+        }
+        let mut sides = Vec::new();
+        for (rank, run_dir) in (0..).zip(run_dirs) {
+            if config.engine_keep
+                && let Some(side) = recorded(run_dir, port_name)?
+            {
+                sides.push(side);
+                continue;
+            }
+            let port = match named_port {
+                Some(first) => first.checked_add(rank).ok_or(TransferError::Port {
+                    name: port_name,
+                    value: format!("{first} + rank {rank}"),
+                })?,
+                None => free_port(host, &sides)?,
+            };
+            let engine_id = by_router.then(|| match (transfer.engine_id(), run_dirs.len()) {
+                (Some(id), 1) => id.to_owned(),
+                // As vLLM names its own ranks (v1/engine/core.py).
+                (Some(id), _) => format!("{id}_dp{rank}"),
+                (None, _) => format!("stator-{:016x}", rand::random::<u64>()),
+            });
+            let side = Side {
+                host: named_host.clone().unwrap_or_else(|| host.to_string()),
+                port,
+                engine_id,
+                port_name,
+            };
+            if config.engine_keep {
+                record(run_dir, &side)?;
+            }
+            sides.push(side);
+        }
+        let env = transports(config, &transfer, &environment);
+        Ok(Self {
+            config: Some(transfer),
+            handoff,
+            sides,
+            env,
+        })
+    }
+
+    /// Puts the connectors of a rank into vLLM's arguments.
+    pub(crate) fn args(&self, args: Vec<String>, rank: usize) -> Vec<String> {
+        let Some(config) = &self.config else {
+            return args;
+        };
+        match self
+            .sides
+            .get(rank)
+            .and_then(|side| side.engine_id.as_ref())
+        {
+            Some(id) => config.clone().with_engine_id(id).put_into(&args),
+            // As it was given, if it was.
+            None if Given::read(&args).has("kv-transfer-config") => args,
+            None => config.put_into(&args),
+        }
+    }
+
+    /// Returns the environment of a rank's engine.
+    pub(crate) fn env(&self, rank: usize) -> Vec<(OsString, OsString)> {
+        let mut env = self.env.clone();
+        if let Some(side) = self.sides.get(rank) {
+            if side.port_name == PORT {
+                env.push((HOST.into(), side.host.clone().into()));
+            }
+            env.push((side.port_name.into(), side.port.to_string().into()));
+        }
+        env
+    }
+
+    /// Describes how KV comes or goes, where it does.
+    pub(crate) fn card(&self, args: &[String]) -> Option<card::HandOff> {
+        let handoff = self.handoff.as_ref()?;
+        let given = Given::read(args);
+        let size = |name| size(&given, name);
+        let tensor = size("tensor-parallel-size");
+        let context = size("decode-context-parallel-size");
+        let peers = self.sides.iter().filter_map(|side| {
+            let params = handoff.peer(&Peer {
+                engine_id: side.engine_id.as_deref()?,
+                host: &side.host,
+                port: side.port,
+                tensor_parallel_size: tensor.max(context),
+                pipeline_parallel_size: size("pipeline-parallel-size"),
+                decode_context_parallel_size: context,
+            })?;
+            Some(params.iter().map(|byte| format!("{byte:02x}")).collect())
+        });
+        Some(card::HandOff {
+            connector: handoff.connector.name().to_owned(),
+            protocol: handoff.connector.protocol(),
+            tensor_parallel_size: tensor,
+            lease_ms: u64::try_from(handoff.lease.as_millis()).unwrap_or(u64::MAX),
+            peers: peers.collect(),
+        })
+    }
+}
+
+/// Returns vLLM's arguments for a further node of an engine, whose connectors are those of the first.
+///
+/// # Errors
+/// [`TransferError::Config`].
+pub(crate) fn node_args(config: &Config, role: Role) -> Result<Vec<String>, TransferError> {
+    let transfer = Transfer {
+        config: config.transfer(role)?,
+        ..Transfer::default()
+    };
+    Ok(transfer.args(engine_args(config), 0))
+}
+
+/// Returns the environment of a further node of an engine.
+///
+/// # Errors
+/// [`TransferError::Config`].
+pub(crate) fn node_env(
+    config: &Config,
+    role: Role,
+) -> Result<Vec<(OsString, OsString)>, TransferError> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let transfer = config.transfer(role)?;
+    Ok(transfer.map_or_else(Vec::new, |transfer| {
+        transports(config, &transfer, &environment)
+    }))
+}
+
+fn transports(
+    config: &Config,
+    transfer: &TransferConfig,
+    environment: &impl Fn(&str) -> Option<String>,
+) -> Vec<(OsString, OsString)> {
+    let (name, value) = UCX_TLS;
+    let cpu = config.vllm.as_ref().is_some_and(|vllm| vllm.is_cpu());
+    if cpu && transfer.has_nixl() && environment(name).is_none() {
+        vec![(name.into(), value.into())]
+    } else {
+        Vec::new()
+    }
+}
+
+fn free_port(host: IpAddr, taken: &[Side]) -> Result<u16, TransferError> {
+    let mut last = io::ErrorKind::AddrInUse.into();
+    for _ in 0..TRIES {
+        let port = rand::random_range(PORTS);
+        if taken.iter().any(|side| side.port == port) {
+            continue;
+        }
+        match TcpListener::bind((host, port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => last = error,
+        }
+    }
+    Err(TransferError::NoPort { host, source: last })
+}
+
+/// Reads what was chosen for the engine that may still run here: another choice would be another engine.
+fn recorded(run_dir: &Path, port_name: &'static str) -> Result<Option<Side>, TransferError> {
+    let path = run_dir.join(RECORD);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(TransferError::Record { path, source }),
+    };
+    // One that cannot be read is of another version, whose engine is not adopted either.
+    let side = serde_json::from_slice::<Side>(&text).ok();
+    Ok(side.map(|side| Side { port_name, ..side }))
+}
+
+fn record(run_dir: &Path, side: &Side) -> Result<(), TransferError> {
+    let path = run_dir.join(RECORD);
+    let text = serde_json::to_vec(side).expect("a side channel can be written as JSON");
+    fs::create_dir_all(run_dir)
+        .and_then(|()| fs::write(&path, text))
+        .map_err(|source| TransferError::Record { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn config(connector: &str) -> Config {
+        Config {
+            engine_args: vec![
+                "--kv-transfer-config".to_owned(),
+                format!("{{\"kv_connector\":\"{connector}\",\"kv_role\":\"kv_both\"}}"),
+                "-tp".to_owned(),
+                "2".to_owned(),
+            ],
+            ..Config::default()
+        }
+    }
+
+    fn transfer(config: &Config, ranks: usize, environment: &[(&str, &str)]) -> Transfer {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dirs: Vec<PathBuf> = (0..ranks)
+            .map(|rank| folder.path().join(rank.to_string()))
+            .collect();
+        let environment = |name: &str| {
+            let found = environment.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Transfer::new(config, Role::Prefill, HERE, &run_dirs, &environment).unwrap()
+    }
+
+    #[test]
+    fn every_rank_has_a_side_channel_of_its_own_and_the_environment_counts() {
+        let config = config("NixlConnector");
+        let chosen = transfer(&config, 2, &[]);
+        assert_ne!(chosen.sides[0].port, chosen.sides[1].port);
+        assert!(chosen.sides.iter().all(|side| PORTS.contains(&side.port)));
+        let env = chosen.env(0);
+        assert!(env.contains(&(HOST.into(), "127.0.0.1".into())), "{env:?}");
+        let named = transfer(&config, 2, &[(PORT, "7000"), (HOST, "10.0.0.1")]);
+        let places: Vec<_> = named
+            .sides
+            .iter()
+            .map(|side| (&side.host[..], side.port))
+            .collect();
+        assert_eq!(places, [("10.0.0.1", 7000), ("10.0.0.1", 7001)]);
+        // What was given stays as it is.
+        assert_eq!(
+            named.args(config.engine_args.clone(), 0),
+            config.engine_args
+        );
+        assert!(named.card(&config.engine_args).unwrap().peers.is_empty());
+    }
+
+    #[test]
+    fn an_engine_that_pushes_gets_an_id_that_its_card_says() {
+        let config = config("NixlPushConnector");
+        let transfer = transfer(&config, 2, &[]);
+        let args = transfer.args(config.engine_args.clone(), 1);
+        let given = TransferConfig::given(&args).unwrap().unwrap();
+        assert_eq!(given.engine_id(), transfer.sides[1].engine_id.as_deref());
+        let card = transfer.card(&args).unwrap();
+        assert_eq!((card.peers.len(), card.tensor_parallel_size), (2, 2));
+        assert_ne!(card.peers[0], card.peers[1]);
+        let id: String = given
+            .engine_id()
+            .unwrap()
+            .bytes()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert!(card.peers[1].contains(&id));
+    }
+
+    #[test]
+    fn a_kept_engine_is_found_where_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dirs = [folder.path().to_owned()];
+        let config = Config {
+            engine_keep: true,
+            ..config("NixlPushConnector")
+        };
+        let new = || {
+            let transfer = Transfer::new(&config, Role::Prefill, HERE, &run_dirs, &|_| None);
+            transfer.unwrap().sides
+        };
+        assert_eq!(new(), new());
+    }
+
+    #[test]
+    fn an_engine_elsewhere_that_pushes_has_to_be_told_of() {
+        let config = Config {
+            engine_attach: Some("tcp://127.0.0.1:1".to_owned()),
+            ..config("NixlPushConnector")
+        };
+        let refused = Transfer::new(&config, Role::Prefill, HERE, &["x".into()], &|_| None);
+        assert!(matches!(refused, Err(TransferError::Elsewhere { .. })));
+    }
+}
