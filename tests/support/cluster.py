@@ -164,11 +164,15 @@ class Worker:
 
     def kill(self) -> None:
         """SIGKILL to it and its engine, as when a machine is lost."""
-        engine = self.engine_pid()
+        engine = self.engine_pids()
         self.process.kill()
-        if engine:
-            for pid in (engine, *descendants(engine)):
-                kill(pid)
+        for pid in engine:
+            kill(pid)
+
+    def engine_pids(self) -> list[int]:
+        """The processes of its engine."""
+        leader = self.engine_pid()
+        return [leader, *descendants(leader)] if leader else []
 
     def engine_pid(self) -> int | None:
         """The leader of the engine's process group; None where there is no engine of its own."""
@@ -181,10 +185,8 @@ class Worker:
     def stop(self) -> int | None:
         """Ends it, and an engine that it left behind."""
         status = self.process.stop() if self.process else None
-        engine = self.engine_pid()
-        if engine:
-            for pid in (engine, *descendants(engine)):
-                kill(pid)
+        for pid in self.engine_pids():
+            kill(pid)
         return status
 
 
