@@ -95,20 +95,28 @@ class Reference:
         self.process.stop()
 
 
+def connector(name: str = "NixlConnector", extra: dict | None = None, **fields) -> tuple[str, ...]:
+    """Engine flags with which KV is handed from prefill to decode; `fields` are of vLLM's KVTransferConfig."""
+    config = {"kv_connector": name, "kv_role": "kv_both", "kv_buffer_device": "cpu"} | fields
+    return "--kv-transfer-config", json.dumps(config | {"kv_connector_extra_config": extra or {}})
+
+
 class Worker:
-    """One aggregated worker, on a real or a simulated engine.
+    """One worker of a role, on a real or a simulated engine.
 
     It can be killed and started again: the folder with its state stays the same.
     """
 
-    def __init__(self, settings: Settings, name: str, folder: Path, engine: str = "vllm", flags: tuple[str, ...] = ()):
+    def __init__(self, settings: Settings, name: str, folder: Path, engine: str = "vllm", flags: tuple[str, ...] = (),
+                 role: str = "agg"):
         self.name = name
+        self.role = role
         self.folder = folder / name
         self.log = folder / f"{name}.log"
         self.settings = settings
         self.system = Api(f"http://127.0.0.1:{free_port()}")
         self.command = [
-            settings.binaries / "stator-agg",
+            settings.binaries / f"stator-{role}",
             "--model", settings.model,
             "--engine", engine,
             "--run-dir", self.folder,
@@ -120,11 +128,20 @@ class Worker:
             "STATOR_FILE_KV": str(folder / "discovery"),
             "STATOR_PYTHON": str(settings.python),
         }
+        if role != "agg":
+            self.environment |= {
+                "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+                "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
+                "UCX_TLS": "tcp,sm,self",
+            }
         self.process: Process | None = None
 
     def start(self) -> Worker:
         self.process = Process(self.name, self.command, self.log, self.environment)
         return self
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.status() is None
 
     def status(self) -> dict:
         """What it says of itself; empty while it does not answer."""
@@ -137,6 +154,26 @@ class Worker:
         self.process.wait_until(f"{self.name} is ready", lambda: self.status().get("state") == "ready")
         return self
 
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels, or, with labels in the name, that one; 0 if it never counted."""
+        return read_metric(self.system, name)
+
+    def kv_usage(self) -> float:
+        """The share of KV blocks that are in use, for a request or for another engine to fetch."""
+        return self.status().get("kv_usage", 1.0)
+
+    def kill(self) -> None:
+        """SIGKILL to it and its engine, as when a machine is lost."""
+        engine = self.engine_pids()
+        self.process.kill()
+        for pid in engine:
+            kill(pid)
+
+    def engine_pids(self) -> list[int]:
+        """The processes of its engine."""
+        leader = self.engine_pid()
+        return [leader, *descendants(leader)] if leader else []
+
     def engine_pid(self) -> int | None:
         """The leader of the engine's process group; None where there is no engine of its own."""
         for record in self.folder.rglob("engine.json"):
@@ -148,11 +185,17 @@ class Worker:
     def stop(self) -> int | None:
         """Ends it, and an engine that it left behind."""
         status = self.process.stop() if self.process else None
-        engine = self.engine_pid()
-        if engine:
-            for pid in (engine, *descendants(engine)):
-                kill(pid)
+        for pid in self.engine_pids():
+            kill(pid)
         return status
+
+
+def read_metric(api: Api, name: str) -> float:
+    """The sum of a Prometheus series over all labels that begin as `name` says."""
+    text = api.get("/metrics").text
+    rows = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))] \
+        if "{" not in name else [line for line in text.splitlines() if line.startswith(name)]
+    return sum(float(line.rpartition(" ")[2]) for line in rows)
 
 
 class Processor:
@@ -187,15 +230,19 @@ class Topology:
 
     numbers = itertools.count()
 
-    def __init__(self, settings: Settings, workers: int = 1, engine: str = "vllm",
+    def __init__(self, settings: Settings, workers: int | dict[str, int] = 1, engine: str = "vllm",
                  worker_flags: tuple[str, ...] = (), processor_flags: tuple[str, ...] = ()):
+        """`workers`: how many of each role; a number: aggregated ones."""
         self.settings = settings
+        self.engine = engine
         self.folder = settings.folder / f"topology-{next(self.numbers)}"
         # Discovery refuses a folder that others may write to.
         self.folder.mkdir(mode=0o700)
-        self.workers = [
-            Worker(settings, f"agg-{index}", self.folder, engine, worker_flags) for index in range(workers)
-        ]
+        self.workers: list[Worker] = []
+        roles = workers if isinstance(workers, dict) else {"agg": workers}
+        for role, count in roles.items():
+            for _ in range(count):
+                self.add_worker(role, *worker_flags)
         self.processors: list[Processor] = []
         self.processor_flags = processor_flags
 
@@ -224,6 +271,15 @@ class Topology:
     def api(self) -> Api:
         return self.processor.api
 
+    def of_role(self, role: str) -> list[Worker]:
+        return [worker for worker in self.workers if worker.role == role]
+
+    def add_worker(self, role: str, *flags: str) -> Worker:
+        """One more worker, not started."""
+        name = f"{role}-{len(self.of_role(role))}"
+        self.workers.append(Worker(self.settings, name, self.folder, self.engine, flags, role))
+        return self.workers[-1]
+
     def add_processor(self, *flags: str, key: str | None = None) -> Processor:
         """Starts one more processor over the same workers."""
         name = f"processor-{len(self.processors)}"
@@ -236,6 +292,24 @@ class Topology:
             return sum(target["availability"] == "open" for target in self.processor.targets()) == count
 
         wait_until(f"{count} workers are open", are_open)
+
+    def wait_idle(self, seconds: float = 60) -> None:
+        """Waits until nothing runs and no KV is kept, neither in the books of the processors nor in an engine."""
+        def what_is_left() -> list[str]:
+            left = [f"{processor.name} has booked {target['booked']}" for processor in self.processors
+                    for target in processor.targets() if target["booked"]["requests"]]
+            for worker in self.workers:
+                if not worker.is_running():
+                    continue
+                status = worker.status()
+                left += [f"{worker.name} has {what}: {status.get(what)}"
+                         for what in ("requests", "running", "waiting", "kv_usage") if status.get(what) != 0]
+            return left
+
+        try:
+            wait_until("nothing is left", lambda: not what_is_left(), seconds)
+        except TimeoutError:
+            raise TimeoutError(f"left after {seconds} s: {', '.join(what_is_left())}") from None
 
     def stop(self) -> None:
         for part in (*self.processors, *self.workers):

@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # A real engine needs 16 s on an idle machine and minutes on a busy one.
@@ -60,6 +61,25 @@ def descendants(pid: int) -> list[int]:
     for child in found:
         found.extend(children.get(child, []))
     return found
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Stops processes for a while; those that were killed meanwhile stay dead."""
+    send(signal.SIGSTOP, *pids)
+    try:
+        yield
+    finally:
+        send(signal.SIGCONT, *pids)
+
+
+def send(number: signal.Signals, *pids: int) -> None:
+    """Sends a signal to processes that may be gone already."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
 
 
 class Process:
@@ -132,7 +152,4 @@ class Process:
 
 def kill(pid: int) -> None:
     """SIGKILL to a process that may be gone already."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    send(signal.SIGKILL, pid)

@@ -31,12 +31,12 @@ pub async fn run<P: Plan>(
         Err(error) => error.exit(),
     };
     let config = config::load(&cli, role, &environment).context("load configuration")?;
+    if let Some(path) = &cli.dump_config_to {
+        dump::write(path, &config, role).with_context(|| format!("write {}", path.display()))?;
+    }
     if cli.print_config {
         print!("{}", config::to_toml(&config)?);
         return Ok(ExitCode::SUCCESS);
-    }
-    if let Some(path) = &cli.dump_config_to {
-        dump::write(path, &config, role).with_context(|| format!("write {}", path.display()))?;
     }
     if cli.preflight {
         let findings = worker::preflight(&config, role).await?;

@@ -98,6 +98,7 @@ impl Sink {
         debug!(peer = %late.connection.peer(), "KV is held for a request that was given up");
         let mut delta = convert::delta(late.stream, output);
         self.plan.delta(&late.progress, &mut delta);
+        self.metrics.leg(&late.progress, &delta);
         self.metrics.unwanted_handoffs.increment(1);
         push(&mut self.batches, &late.connection, delta);
     }

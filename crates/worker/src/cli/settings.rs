@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::ValueEnum;
+use clap::{ValueEnum, builder::BoolishValueParser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     card::{Endpoint, Role},
@@ -75,11 +75,13 @@ pub struct Settings {
     pub disaggregation_mode: Option<Mode>,
 
     /// The same as --disaggregation-mode prefill.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true,
+          value_parser = BoolishValueParser::new())]
     pub is_prefill_worker: Option<bool>,
 
     /// The same as --disaggregation-mode decode.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true,
+          value_parser = BoolishValueParser::new())]
     pub is_decode_worker: Option<bool>,
 
     /// Where the worker makes itself known [default: file].
@@ -178,7 +180,7 @@ pub struct Settings {
     /// Runs a further node of an engine that spans several machines (--nnodes, --node-rank, --master-addr):
     /// vLLM alone, which takes no requests.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
-          help_heading = "Engine")]
+          value_parser = BoolishValueParser::new(), help_heading = "Engine")]
     pub headless: Option<bool>,
 
     /// Accepts a vLLM outside the versions that the wire was tested with.
