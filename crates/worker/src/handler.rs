@@ -12,7 +12,7 @@ use stator_common::{
     plane::tcp::{Connection, Handler},
     proto::worker::{Delta, Error, FinishReason, GenerateRequest, Leg, Sampling},
 };
-use stator_engine::Prepared;
+use stator_engine::{Engine, Prepared};
 use tokio::{sync::watch, time};
 use tracing::debug;
 
@@ -27,6 +27,11 @@ use crate::{
 
 /// How often processors learn of a changed load, at most. The plane's protocol says so.
 const LOAD_EVERY: Duration = Duration::from_millis(100);
+
+/// The pauses after which an engine is told again to give KV back. Of an engine that it has not spoken to
+/// before, the first word is only a greeting, and the rest waits for its next step, which an idle engine does not
+/// take (NixlConnector, 0.32). To say it once more does no harm.
+const RELEASE_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(2500)];
 
 /// Takes requests for the engines of a worker.
 pub(crate) struct Serving {
@@ -182,11 +187,21 @@ impl Serving {
         });
         let mut request = convert::request(request).map_err(|malformed| malformed.to_error())?;
         request.abort_immediately = true;
-        active
-            .engine
-            .prepare(request)
-            .and_then(Prepared::send_unattended)
-            .map_err(|refused| convert::refusal(&refused))?;
+        let tell = |engine: &Engine, request| {
+            let prepared = engine.prepare(request);
+            prepared.and_then(Prepared::send_unattended)
+        };
+        let first = tell(&active.engine, request.clone());
+        first.map_err(|refused| convert::refusal(&refused))?;
+        let engine = active.engine.clone();
+        tokio::spawn(async move {
+            for pause in RELEASE_AGAIN {
+                time::sleep(pause).await;
+                if tell(&engine, request.clone()).is_err() {
+                    return;
+                }
+            }
+        });
         self.metrics.accepted(Leg::Release);
         self.metrics.finished(FinishReason::Abort);
         let released = Delta {
