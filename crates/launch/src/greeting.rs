@@ -6,9 +6,6 @@ use crate::probe::Status;
 /// Says that the topology answers, and with which command to try it.
 pub(crate) fn ready(fleet: &Fleet, statuses: &[Option<Status>]) -> String {
     let plan = fleet.plan();
-    if plan.up.headless {
-        return "ready: this node's engine has joined the first node's".into();
-    }
     let model = statuses[0]
         .as_ref()
         .and_then(|s| s.models.first().cloned())

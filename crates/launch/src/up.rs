@@ -17,7 +17,7 @@ use crate::cli::{Engine, Up};
 use crate::control::{Asked, Control, Replies, Request};
 use crate::fleet::{Fleet, scaling::Scaling};
 use crate::greeting;
-use crate::plan::Plan;
+use crate::plan::{Part, Plan};
 use crate::probe::{Probe, Status};
 use crate::state::{self, Topology};
 use crate::table::{Row, Table, state_of};
@@ -65,6 +65,8 @@ pub(crate) async fn run(up: &Up) -> Result<()> {
     table.print(&format!("logs: {}", session.dir.display()));
     if up.engine == Engine::Attach {
         table.print(&greeting::attach_hint(&fleet));
+    } else if up.headless {
+        table.print("this node's engine joins that of the first node, which takes the requests");
     }
     let (outcome, end) = match session.watch(&mut fleet).await {
         Ok(end) => (Ok(()), end),
@@ -242,6 +244,7 @@ fn rows<'a>(fleet: &Fleet, statuses: &'a [Option<Status>]) -> Vec<Row<'a>> {
             state: match (member.note(), status) {
                 (Some(note), _) => note.to_owned(),
                 (None, Some(status)) => state_of(status),
+                (None, None) if member.part == Part::Headless => "running".to_owned(),
                 (None, None) => "starting".to_owned(),
             },
             status: status.as_ref(),
@@ -249,11 +252,10 @@ fn rows<'a>(fleet: &Fleet, statuses: &'a [Option<Status>]) -> Vec<Row<'a>> {
         .collect()
 }
 
-/// Says whether every process is ready and, where there is a processor, it has a model that answers.
+/// Says whether every process is ready and the processor has a model that answers. A secondary node answers nobody.
 fn serves(fleet: &Fleet, statuses: &[Option<Status>]) -> bool {
     let ready = fleet.members().iter().all(|member| member.ready);
-    let answers = statuses[0].as_ref().is_some_and(|s| !s.models.is_empty());
-    ready && (answers || fleet.plan().up.headless)
+    ready && statuses[0].as_ref().is_some_and(|s| !s.models.is_empty())
 }
 
 /// Ctrl-C and SIGTERM, as events.

@@ -3,7 +3,7 @@
 //! A command line that was written for `python -m dynamo.vllm` works with these words replaced: the role is taken out of
 //! it, and the program of that role becomes this process with everything else. Nothing stays between the two.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -16,7 +16,11 @@ use crate::plan::role;
 
 const MODE: &str = "--disaggregation-mode";
 /// Ours, and that of `dynamo.vllm` 1.6 (`backend_args.py`).
-const VARIABLES: [&str; 2] = ["DYN_DISAGGREGATION_MODE", "DYN_VLLM_DISAGGREGATION_MODE"];
+const VARIABLES: [&str; 3] = [
+    "STATOR_DISAGGREGATION_MODE",
+    "DYN_DISAGGREGATION_MODE",
+    "DYN_VLLM_DISAGGREGATION_MODE",
+];
 /// Those of `dynamo.vllm` before 1.0.
 const OLDER: [(&str, &str); 2] = [
     ("--is-prefill-worker", "prefill"),
@@ -41,7 +45,13 @@ pub(crate) fn run(args: &Worker) -> Result<()> {
         role::program(asked.role),
         dir.display()
     );
-    let error = Command::new(&program).args(&asked.rest).exec();
+    let mut command = Command::new(&program);
+    command.args(&asked.rest);
+    for name in VARIABLES {
+        // A flag may have overruled it.
+        command.env_remove(name);
+    }
+    let error = command.exec();
     Err(error).with_context(|| format!("become {}", program.display()))
 }
 
@@ -69,20 +79,22 @@ impl Asked {
             }
             // Dynamo's parser takes underscores, too.
             let text = arg.to_string_lossy().replace('_', "-");
-            if let Some((old, mode)) = OLDER.iter().find(|(old, _)| *old == text) {
-                said.push((*mode).to_owned());
+            let (name, value) = match text.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (text.as_str(), None),
+            };
+            if let Some((old, mode)) = OLDER.iter().find(|(old, _)| *old == name) {
+                if value.is_none_or(is_true) {
+                    said.push((*mode).to_owned());
+                }
                 let hint = (*old, format!("{MODE} {mode}"));
                 if !deprecated.contains(&hint) {
                     deprecated.push(hint);
                 }
-            } else if text == MODE {
-                let mode = args.next().map(OsString::as_os_str);
-                let mode = mode.and_then(OsStr::to_str);
-                said.push(
-                    mode.with_context(|| format!("{MODE} needs a value"))?
-                        .to_owned(),
-                );
-            } else if let Some(mode) = text.strip_prefix(MODE).and_then(|m| m.strip_prefix('=')) {
+            } else if name == MODE {
+                let next = || args.next()?.to_str();
+                let mode = value.or_else(next);
+                let mode = mode.with_context(|| format!("{MODE} needs a value"))?;
                 said.push(mode.to_owned());
             } else {
                 rest.push(arg.clone());
@@ -123,6 +135,11 @@ fn from_environment(environment: impl Fn(&str) -> Option<String>) -> Result<Role
     }
 }
 
+/// Reads the value of a flag that mostly has none.
+fn is_true(value: &str) -> bool {
+    !matches!(value.to_ascii_lowercase().as_str(), "false" | "0" | "no")
+}
+
 fn role_of(mode: &str) -> Result<Role> {
     Ok(match mode {
         "agg" | "pd" => Role::Agg,
@@ -154,6 +171,7 @@ mod tests {
             ("--model m --disaggregation_mode decode -x", Role::Decode),
             ("--model m -x --disaggregation-mode encode", Role::Encode),
             ("--is-prefill-worker --model m -x", Role::Prefill),
+            ("--is-prefill-worker=false --model m -x", Role::Agg),
             (
                 "--model m --is-decode-worker --disaggregation-mode decode -x",
                 Role::Decode,

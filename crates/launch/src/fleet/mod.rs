@@ -1,25 +1,21 @@
 //! The processes of a running topology: who they are, what becomes of one that ends, how some come and go.
 //!
-//! Until the topology has answered for the first time, a process that ends by itself ends everything: what is wrong then
-//! is wrong with the command line or the machine, and the person is still looking. Afterwards requests depend on the
-//! others: what had been ready once is started again, after a pause that grows, until it has failed five times in a
-//! row. The topology ends when those that are left cannot serve.
-//!
-//! Nothing here waits: [`Fleet::advance`] is called over and over, and does what is due.
+//! Nothing here waits, but [`Fleet::drain`]: [`Fleet::advance`] is called over and over, and does what is due.
 
 pub(crate) mod drain;
+mod ends;
 mod member;
 pub(crate) mod scaling;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use stator_common::card::Role;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::child::{self, Child, Line};
+use crate::child::{Child, Line};
 use crate::gpus::Gpus;
 use crate::plan::{Part, Place, Plan};
 use crate::ports;
@@ -93,96 +89,11 @@ impl Fleet {
         }
     }
 
-    /// Does what is due: takes note of ends, starts again, kills what did not leave in time.
-    ///
-    /// - result: what a person wants to know of it.
-    ///
-    /// # Errors
-    /// When the topology cannot go on.
-    pub(crate) fn advance(&mut self, now: Instant) -> Result<Vec<String>> {
-        let mut notices = Vec::new();
-        let mut at = 0;
-        while at < self.members.len() {
-            let member = &mut self.members[at];
-            let name = member.name();
-            let goes = match &mut member.state {
-                State::Running(child) => match child.try_wait()? {
-                    Some(status) => {
-                        let how = last_words(child, status);
-                        !self.ended(at, &how, now, &mut notices)?
-                    }
-                    None => false,
-                },
-                State::Leaving { child, deadline } => {
-                    let ended = child.try_wait()?;
-                    if ended.is_none() && *deadline <= now {
-                        child.signal(Signal::SIGKILL);
-                    }
-                    ended.is_some_and(|status| {
-                        notices.push(match status.success() {
-                            true => format!("{name} is gone"),
-                            false => format!("{name} {} while it drained", child::describe(status)),
-                        });
-                        !self.clear(at)
-                    })
-                }
-                State::Clearing(task) => task.is_finished(),
-                State::Waiting { until } if *until <= now => match self.restart(at) {
-                    Ok(()) => false,
-                    Err(error) => {
-                        let how = format!("{name} cannot be started: {error:#}");
-                        !self.ended(at, &how, now, &mut notices)?
-                    }
-                },
-                State::Waiting { .. } | State::Failed => false,
-            };
-            if goes {
-                self.forget(at);
-            } else {
-                at += 1;
-            }
-        }
-        Ok(notices)
-    }
-
-    /// Decides about a process that ended by itself; returns whether it stays a member.
-    fn ended(
-        &mut self,
-        at: usize,
-        how: &str,
-        now: Instant,
-        notices: &mut Vec<String>,
-    ) -> Result<bool> {
-        if !self.serves {
-            bail!("{how}");
-        }
-        self.changed = true;
-        let member = &mut self.members[at];
-        if !member.proven {
-            notices.push(how.to_owned());
-            return Ok(false);
-        }
-        let name = member.name();
-        match member.ended(now) {
-            Some(pause) => {
-                let pause = humantime::format_duration(pause);
-                notices.push(format!("{how}\n{name} is started again in {pause}"));
-                return Ok(true);
-            }
-            None => notices.push(format!("{how}\n{name} is given up")),
-        }
-        ensure!(
-            self.could_serve(&|role| self.count(role)),
-            "{how}\n{name} is given up, and without it nothing is served"
-        );
-        Ok(true)
-    }
-
     /// Says whether a topology with so many workers of each role, and the processor as it is, could serve.
     fn could_serve(&self, count: &dyn Fn(Role) -> usize) -> bool {
         let first = self.members.first().is_some_and(Member::counts);
         let pair = count(Role::Prefill) > 0 && count(Role::Decode) > 0;
-        first && (self.plan.up.headless || count(Role::Agg) > 0 || pair)
+        first && (count(Role::Agg) > 0 || pair)
     }
 
     /// Returns how many workers of a role serve, or will.
@@ -217,21 +128,6 @@ impl Fleet {
         };
         let at = self.members.partition_point(|m| key(m.part) <= key(part));
         self.members.insert(at, member);
-        self.changed = true;
-        Ok(())
-    }
-
-    fn restart(&mut self, at: usize) -> Result<()> {
-        let Member {
-            part,
-            ordinal,
-            ref gpus,
-            ..
-        } = self.members[at];
-        let gpus = gpus.clone();
-        self.members[at].starts += 1;
-        let child = self.launch(part, ordinal, &gpus)?;
-        self.members[at].state = State::Running(child);
         self.changed = true;
         Ok(())
     }
@@ -276,27 +172,6 @@ impl Fleet {
         }
     }
 
-    /// Begins to end engines that a removed worker left running; says whether there may be any.
-    fn clear(&mut self, at: usize) -> bool {
-        let member = &mut self.members[at];
-        let keeps = self.plan.up.engine_keep && matches!(member.part, Part::Worker { .. });
-        if keeps {
-            let run_dirs = self.plan.run_dirs(member.part);
-            let log = member.log.clone();
-            member.state = State::Clearing(tokio::spawn(async move {
-                for run_dir in run_dirs {
-                    if let Err(error) = stator_engine::end_left(&run_dir).await {
-                        child::note(
-                            &log,
-                            &format!("cannot end the engine of {}: {error}", run_dir.display()),
-                        );
-                    }
-                }
-            }));
-        }
-        keeps
-    }
-
     fn forget(&mut self, at: usize) {
         let gone = self.members.remove(at);
         self.gpus.give_back(&gone.gpus);
@@ -335,15 +210,4 @@ fn process(member: &Member) -> Process {
 
 fn has_role(part: Part, wanted: Role) -> bool {
     matches!(part, Part::Worker { role, .. } if role == wanted)
-}
-
-/// Says how a process ended, with the end of its log.
-fn last_words(child: &Child, status: std::process::ExitStatus) -> String {
-    format!(
-        "{} {}; its last lines ({}):\n{}",
-        child.spec.name,
-        child::describe(status),
-        child.log.display(),
-        child::last_lines(&child.log)
-    )
 }

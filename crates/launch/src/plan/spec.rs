@@ -95,11 +95,10 @@ impl Plan {
         Ok(())
     }
 
+    /// It takes no requests, so it has no listeners and is in no discovery.
     fn headless(&self, spec: &mut Spec) {
         spec.args.push("--headless".into());
         self.model(spec);
-        let system_port = spec.place.system_port.to_string();
-        push(&mut spec.args, "--system-port", system_port);
         for connector in &self.up.connector {
             push(&mut spec.args, "--connector", connector);
         }

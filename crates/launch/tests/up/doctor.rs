@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
+use stator_testkit::vllm::Vllm;
 use stator_testkit::{model, ports};
 use tokio::process::Command;
 
@@ -24,7 +25,7 @@ fn says(report: &str, mark: &str, what: &str, found: &str) -> bool {
 }
 
 /// A folder with this launcher and the processor, and what a test puts beside them.
-fn folder() -> (tempfile::TempDir, Command) {
+pub(crate) fn folder() -> (tempfile::TempDir, Command) {
     let built = Path::new(env!("CARGO_BIN_EXE_stator"));
     let parent = built.parent().expect("a folder");
     let folder = tempfile::tempdir_in(parent).expect("a folder beside the programs");
@@ -37,7 +38,7 @@ fn folder() -> (tempfile::TempDir, Command) {
 }
 
 /// Puts a worker that only answers `--preflight`.
-fn put(folder: &tempfile::TempDir, name: &str, says: &str, status: u8) {
+pub(crate) fn put(folder: &tempfile::TempDir, name: &str, says: &str, status: u8) {
     let path = folder.path().join(name);
     let script = format!(
         "#!/bin/sh\ncase \" $* \" in *' --preflight '*) echo \"{says}\"; exit {status};; esac\nexit 9\n"
@@ -103,6 +104,22 @@ async fn what_each_worker_finds_is_in_the_report() {
     assert!(says(&report, "ok", "decode-0", "nixl 1.0"), "{report}");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("1 thing is not as it should be"), "{said}");
+}
+
+#[tokio::test]
+async fn a_package_that_a_real_engine_lacks_is_found_without_starting_it() {
+    let Some(vllm) = Vllm::find() else { return };
+    let mut stator = stator();
+    stator.env("STATOR_PYTHON", &vllm.python);
+    let line = format!(
+        "{} --prefill-workers 1 --decode-workers 1 --connector nixl,kvbm --http-port {}",
+        vllm.model.display(),
+        ports::free()
+    );
+    let (output, report) = doctor(&mut stator, &line).await;
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert!(report.contains("DynamoConnector imports kvbm"), "{report}");
+    assert!(report.contains("pip install kvbm"), "{report}");
 }
 
 #[tokio::test]

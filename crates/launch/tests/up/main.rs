@@ -8,3 +8,4 @@ mod doctor;
 mod launcher;
 mod scale;
 mod start;
+mod worker;

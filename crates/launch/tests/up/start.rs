@@ -159,3 +159,28 @@ async fn down_now_waits_for_no_request() {
     launcher.ended().await;
     until_gone(&descendants).await;
 }
+
+#[tokio::test]
+async fn every_shape_answers() {
+    for (shape, children) in [
+        ("--router kv", 2),
+        ("--workers 8 --router kv", 9),
+        (
+            "--prefill-workers 4 --decode-workers 1 --prefill-tp 1 --decode-tp 4",
+            6,
+        ),
+        (
+            "--prefill-workers 2 --decode-workers 1 --router kv --conditional-disagg auto",
+            4,
+        ),
+        ("--data-parallel-size 2 --tp 2", 2),
+    ] {
+        let mut launcher = Launcher::ready(shape, "").await;
+        assert_eq!(launcher.names().await.len(), children, "{shape}");
+        let answered = launcher.ask(&chat(5)).await;
+        assert_eq!(answered.status, 200, "{shape}: {answered:?}");
+        launcher.interrupt();
+        let (status, printed) = launcher.ended().await;
+        assert!(status.success(), "{shape}: {printed}");
+    }
+}
