@@ -18,6 +18,7 @@ use stator_engine::{
 use super::Config;
 use crate::{
     cli::{self, Cli, ENVIRONMENT, EngineKind, EventPlane, Settings},
+    launch,
     python::{self, PythonError},
 };
 
@@ -43,6 +44,11 @@ pub enum ConfigError {
     Name(String),
     #[error("--engine {0} and --engine-attach contradict each other")]
     Attach(&'static str),
+    #[error(
+        "--engine-keep is not for the data-parallel ranks of a mixture of experts: they end with the worker that \
+         coordinates them"
+    )]
+    KeepLockstep,
     #[error("--engine attach needs --engine-attach tcp://host:port")]
     NoAttach,
     #[error(transparent)]
@@ -166,6 +172,9 @@ fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     }
     if config.headless {
         check_headless(config)?;
+    }
+    if config.engine_keep && launch::steps_together(config) {
+        return Err(ConfigError::KeepLockstep);
     }
     let place = config.place(role);
     for name in [place.namespace, place.component, place.endpoint] {
