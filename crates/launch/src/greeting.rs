@@ -34,5 +34,11 @@ pub(crate) fn attach_hint(fleet: &Fleet) -> String {
             ));
         }
     }
+    if fleet.plan().disaggregated() {
+        text.push_str(
+            "\neach with the connector that its worker was told, for nixl:\n  \
+             --kv-transfer-config '{\"kv_connector\":\"NixlConnector\",\"kv_role\":\"kv_both\"}'",
+        );
+    }
     text
 }
