@@ -21,6 +21,7 @@ mod metrics;
 mod network;
 pub mod plan;
 pub mod preflight;
+mod publication;
 mod python;
 mod rank;
 mod requests;

@@ -6,7 +6,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -14,41 +13,33 @@ use parking_lot::Mutex;
 use stator_common::{
     Code, WorkerId,
     card::Role,
-    discovery::{Discovery, Registration, file, mem},
+    discovery::{Discovery, file, mem},
     drain::Drain,
     plane::tcp::{Server, ServerConfig},
     telemetry::Telemetry,
 };
-use stator_engine::{Engine, Lockstep, Phase, StartError, State};
-use tokio::{sync::watch, task::JoinSet, time};
+use stator_engine::{Lockstep, Phase, StartError, State};
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     Plan,
     announce::{self, Listeners},
-    card,
     cli::DiscoveryBackend,
     config::{Config, ConfigError},
-    files::Files,
     handler::Serving,
     launch::{self, RunDir},
     metrics::WorkerMetrics,
     network,
     preflight::{self, Finding, Subject},
+    publication::Publication,
     rank::{self, Rank},
     requests::Count,
     status::{Health, Loads},
     system::System,
     transfer::Transfer,
 };
-
-/// The wait before a worker that was known once tries to become known again; it doubles up to
-/// [`REGISTER_AGAIN_MOST`].
-const REGISTER_AGAIN_FIRST: Duration = Duration::from_millis(500);
-
-/// The longest wait: the engine is loaded and idle meanwhile.
-const REGISTER_AGAIN_MOST: Duration = Duration::from_secs(15);
 
 /// A worker whose listeners are bound and whose engines do not run yet.
 pub struct Worker {
@@ -335,92 +326,6 @@ async fn first_failure(engines: &mut JoinSet<Result<(), StartError>>) -> anyhow:
             Some(Ok(Ok(()))) => {}
             None => std::future::pending().await,
         }
-    }
-}
-
-/// Makes a worker known while it has an engine.
-struct Publication<'a> {
-    config: &'a Config,
-    role: Role,
-    transfer: &'a Transfer,
-    id: &'a WorkerId,
-    address: &'a str,
-    discovery: &'a dyn Discovery,
-    serving: &'a Serving,
-}
-
-impl Publication<'_> {
-    /// Runs until it is dropped, which is leaving.
-    ///
-    /// # Errors
-    /// The files of the model cannot be read, or the place of discovery cannot be written to, the first
-    /// time. Later ones are tried for ever, as engines are.
-    async fn run(&self) -> anyhow::Result<()> {
-        let mut changed = self.serving.changed.clone();
-        let mut registration: Option<Registration> = None;
-        let mut complete = false;
-        let mut was_known = false;
-        let mut wait = REGISTER_AGAIN_FIRST;
-        loop {
-            changed.borrow_and_update();
-            let engines: Vec<Engine> = self
-                .serving
-                .active()
-                .map(|active| active.engine.clone())
-                .collect();
-            complete |= engines.len() == self.serving.ranks.len();
-            if engines.is_empty() {
-                if registration.take().is_some() {
-                    warn!("no engine: left discovery");
-                }
-            } else if complete && registration.is_none() {
-                match self.register(&engines).await {
-                    Ok(registered) => {
-                        registration = Some(registered);
-                        was_known = true;
-                        wait = REGISTER_AGAIN_FIRST;
-                    }
-                    Err(error) if !was_known => return Err(error),
-                    Err(error) => {
-                        let wait_s = wait.as_secs_f32();
-                        warn!(error = format!("{error:#}"), wait_s, "not in discovery");
-                        // A change of the engines need not wait.
-                        let _ = time::timeout(wait, changed.changed()).await;
-                        wait = (wait * 2).min(REGISTER_AGAIN_MOST);
-                        continue;
-                    }
-                }
-            }
-            if changed.changed().await.is_err() {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn register(&self, engines: &[Engine]) -> anyhow::Result<Registration> {
-        let config = self.config;
-        let folder = engines
-            .first()
-            .and_then(|engine| engine.info().model.clone());
-        let files = Files::read(
-            &config.model,
-            folder.as_deref(),
-            config.chat_template.as_deref(),
-            &config.engine_args,
-        )
-        .context("read the model's files")?;
-        let mut card = card::describe(config, self.role, self.id, self.address, engines, &files)
-            .context("describe a worker without engines")?;
-        card.handoff = self.transfer.card(&config.engine_args);
-        *self.serving.files.lock() = Arc::new(files);
-        let (place, names) = (card.endpoint.to_string(), card.model.names.join(", "));
-        let registration = self
-            .discovery
-            .register(card)
-            .await
-            .context("make the worker known")?;
-        info!(worker = %self.id, place, model = names, address = self.address, "ready");
-        Ok(registration)
     }
 }
 

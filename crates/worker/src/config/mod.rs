@@ -1,5 +1,7 @@
 //! What can be set on a worker.
 
+mod check;
+mod error;
 mod load;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -13,7 +15,8 @@ use stator_engine::{
     introspect::Installed,
 };
 
-pub use load::{ConfigError, load, to_toml};
+pub use error::ConfigError;
+pub use load::{load, to_toml};
 
 use crate::cli::{DiscoveryBackend, EngineKind, EventPlane, Mode, RequestPlane};
 

@@ -5,14 +5,10 @@
 //! every engine of a machine), Mooncake's prefill engines on `VLLM_MOONCAKE_BOOTSTRAP_PORT`. What the
 //! environment says counts; else each engine gets a free port.
 
-use std::{
-    ffi::OsString,
-    fs, io,
-    net::{IpAddr, TcpListener},
-    path::{Path, PathBuf},
-};
+mod side;
 
-use serde::{Deserialize, Serialize};
+use std::{ffi::OsString, io, net::IpAddr, path::PathBuf};
+
 use stator_common::card::{self, HandOffProtocol, Role};
 use stator_engine::{
     flags::Given,
@@ -24,6 +20,10 @@ use crate::{
     launch::{engine_args, size},
 };
 
+use side::{free_port, record, recorded};
+
+pub(crate) use side::Side;
+
 const HOST: &str = "VLLM_NIXL_SIDE_CHANNEL_HOST";
 const PORT: &str = "VLLM_NIXL_SIDE_CHANNEL_PORT";
 const BOOTSTRAP_PORT: &str = "VLLM_MOONCAKE_BOOTSTRAP_PORT";
@@ -31,16 +31,6 @@ const BOOTSTRAP_PORT: &str = "VLLM_MOONCAKE_BOOTSTRAP_PORT";
 /// UCX's transports on a machine whose engine computes on the CPU: what it would choose by itself needs devices
 /// that need not be there.
 const UCX_TLS: (&str, &str) = ("UCX_TLS", "tcp,sm,self");
-
-/// Ports that no system serves as "any port" (Linux: 32768 to 60999), so that no connection takes one between
-/// here and the engine's start half a minute later.
-const PORTS: std::ops::Range<u16> = 15_000..32_000;
-
-/// Ports tried before giving up.
-const TRIES: u32 = 100;
-
-/// What was chosen for a kept engine, in its folder.
-const RECORD: &str = "side-channel.json";
 
 /// Why the engines' side channels cannot be laid out.
 #[derive(Debug, thiserror::Error)]
@@ -68,19 +58,6 @@ pub(crate) struct Transfer {
     /// One per rank; empty where no connector has one.
     pub(crate) sides: Vec<Side>,
     env: Vec<(OsString, OsString)>,
-}
-
-/// Where one engine is found by others.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Side {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    /// Absent where the engine says it itself.
-    pub(crate) engine_id: Option<String>,
-    /// The variable that tells the engine its port.
-    #[serde(skip, default)]
-    port_name: &'static str,
 }
 
 impl Transfer {
@@ -285,42 +262,6 @@ fn transports(
     }
 }
 
-fn free_port(host: IpAddr, taken: &[Side]) -> Result<u16, TransferError> {
-    let mut last = io::ErrorKind::AddrInUse.into();
-    for _ in 0..TRIES {
-        let port = rand::random_range(PORTS);
-        if taken.iter().any(|side| side.port == port) {
-            continue;
-        }
-        match TcpListener::bind((host, port)) {
-            Ok(_) => return Ok(port),
-            Err(error) => last = error,
-        }
-    }
-    Err(TransferError::NoPort { host, source: last })
-}
-
-/// Reads what was chosen for the engine that may still run here: another choice would be another engine.
-fn recorded(run_dir: &Path, port_name: &'static str) -> Result<Option<Side>, TransferError> {
-    let path = run_dir.join(RECORD);
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(TransferError::Record { path, source }),
-    };
-    // One that cannot be read is of another version, whose engine is not adopted either.
-    let side = serde_json::from_slice::<Side>(&text).ok();
-    Ok(side.map(|side| Side { port_name, ..side }))
-}
-
-fn record(run_dir: &Path, side: &Side) -> Result<(), TransferError> {
-    let path = run_dir.join(RECORD);
-    let text = serde_json::to_vec(side).expect("a side channel can be written as JSON");
-    fs::create_dir_all(run_dir)
-        .and_then(|()| fs::write(&path, text))
-        .map_err(|source| TransferError::Record { path, source })
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -358,7 +299,7 @@ mod tests {
         let config = config("NixlConnector");
         let chosen = transfer(&config, 2, &[]);
         assert_ne!(chosen.sides[0].port, chosen.sides[1].port);
-        assert!(chosen.sides.iter().all(|side| PORTS.contains(&side.port)));
+        assert!(chosen.sides.iter().all(|side| side.port < 32_768));
         let env = chosen.env(0);
         assert!(env.contains(&(HOST.into(), "127.0.0.1".into())), "{env:?}");
         let named = transfer(&config, 2, &[(PORT, "7000"), (HOST, "10.0.0.1")]);

@@ -1,0 +1,192 @@
+//! What of a configuration goes together.
+
+use stator_common::card::{self, Role};
+use stator_engine::flags::Given;
+
+use super::{Config, ConfigError};
+use crate::{
+    cli::{EngineKind, EventPlane},
+    launch,
+};
+
+/// Refuses what does not.
+///
+/// # Errors
+/// [`ConfigError`].
+pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
+    if config.model.is_empty() {
+        return Err(ConfigError::NoModel);
+    }
+    check_role(config, role)?;
+    config.transfer(role)?;
+    config.handoff(role)?;
+    if config.event_plane == EventPlane::Nats {
+        return Err(ConfigError::Nats);
+    }
+    if config.headless {
+        check_headless(config)?;
+    }
+    if config.engine_keep && launch::steps_together(config) {
+        return Err(ConfigError::KeepLockstep);
+    }
+    let place = config.place(role);
+    for name in [place.namespace, place.component, place.endpoint] {
+        if !card::is_name(&name) {
+            return Err(ConfigError::Name(name));
+        }
+    }
+    match (config.engine_kind(), &config.engine_attach) {
+        (EngineKind::Vllm, Some(_)) => Err(ConfigError::Attach("vllm")),
+        (EngineKind::Sim, Some(_)) => Err(ConfigError::Attach("sim")),
+        (EngineKind::Attach, None) => Err(ConfigError::NoAttach),
+        (EngineKind::Attach, Some(_)) | (EngineKind::Vllm | EngineKind::Sim, None) => Ok(()),
+    }
+}
+
+/// Refuses flags that mean another kind of worker than this program is.
+fn check_role(config: &Config, role: Role) -> Result<(), ConfigError> {
+    let meant = [
+        config
+            .disaggregation_mode
+            .map(|mode| ("--disaggregation-mode", mode.role())),
+        config
+            .is_prefill_worker
+            .then_some(("--is-prefill-worker", Role::Prefill)),
+        config
+            .is_decode_worker
+            .then_some(("--is-decode-worker", Role::Decode)),
+    ];
+    match meant
+        .into_iter()
+        .flatten()
+        .find(|(_, meant)| *meant != role)
+    {
+        Some((flag, Role::Encode)) => Err(ConfigError::NoEncode(flag)),
+        Some((flag, meant)) => Err(ConfigError::OtherRole { flag, meant, role }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what a further node of an engine has no use for, or cannot be.
+fn check_headless(config: &Config) -> Result<(), ConfigError> {
+    let given = Given::read(&config.engine_args);
+    let number = |name| given.value(name).and_then(|text| text.parse::<u32>().ok());
+    let why = if config.engine_kind() != EngineKind::Vllm {
+        "it runs vLLM, and --engine names another"
+    } else if config.engine_keep {
+        "it has nothing that a later worker could take over: leave out --engine-keep"
+    } else if config.data_parallel_size > 1 {
+        "each engine has its own nodes: leave out --data-parallel-size and start one for each engine"
+    } else if number("nnodes").unwrap_or(1) < 2 || number("node-rank").unwrap_or(0) == 0 {
+        "say which node of which engine it is: --nnodes N --node-rank R --master-addr HOST, R at least 1 \
+         (node 0 is started without --headless)"
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::Headless(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::load::tests::loaded, *};
+
+    #[test]
+    fn a_role_without_a_hand_off_is_told_the_flag_that_works() {
+        let config = |line: &str| loaded(line, &[]).unwrap();
+        for (line, remedy) in [
+            (
+                "stator-agg /m --engine sim",
+                "engine to engine: say --connector nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --connector kvbm",
+                "and DynamoConnector does not: say --connector kvbm,nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --connector none",
+                "say --connector nixl",
+            ),
+            (
+                "stator-agg /m --engine sim --kv-transfer-config.kv_connector OffloadingConnector",
+                "and OffloadingConnector does not: say --connector nixl",
+            ),
+        ] {
+            let error = config(line).handoff(Role::Decode).unwrap_err().to_string();
+            assert!(error.contains(remedy), "{error}");
+            assert!(config(line).handoff(Role::Agg).unwrap().is_none());
+        }
+        let both = "stator-agg /m --engine sim --connector nixl --kv-transfer-config {\"kv_connector\":\"X\"}";
+        let error = loaded(both, &[]).unwrap_err().to_string();
+        assert!(error.contains("--kv-transfer-config '{"), "{error}");
+        let error = loaded("stator-agg /m --engine sim --connector none,nixl", &[]);
+        assert!(matches!(error, Err(ConfigError::NoneAndOthers(_))));
+    }
+
+    #[test]
+    fn a_flag_that_means_another_kind_of_worker_names_its_program() {
+        let role = |line: &str, variables: &[(&str, &str)]| loaded(line, variables);
+        for (line, program) in [
+            (
+                "stator-agg /m --engine sim --is-prefill-worker",
+                "run stator-prefill",
+            ),
+            (
+                "stator-agg /m --engine sim --is-decode-worker",
+                "run stator-decode",
+            ),
+            (
+                "stator-agg /m --engine sim --disaggregation-mode decode",
+                "run stator-decode",
+            ),
+            (
+                "stator-agg /m --engine sim --disaggregation-mode encode",
+                "does not have",
+            ),
+        ] {
+            let error = role(line, &[]).unwrap_err().to_string();
+            assert!(error.contains(program), "{error}");
+        }
+        let plain = "stator-agg /m --engine sim";
+        assert!(role(plain, &[("DYN_VLLM_DISAGGREGATION_MODE", "prefill")]).is_err());
+        for mode in ["agg", "pd"] {
+            assert!(role(plain, &[("DYN_VLLM_DISAGGREGATION_MODE", mode)]).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_headless_node_says_which_node_it_is() {
+        let config = |line: &str| {
+            let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            Config {
+                model: "/m".to_owned(),
+                headless: true,
+                engine_args: args,
+                ..Config::default()
+            }
+        };
+        let node = "--nnodes 2 --node-rank 1 --master-addr h";
+        assert!(check(&config(node), Role::Agg).is_ok());
+        for line in ["", "--nnodes 2 --node-rank 0", "--node-rank 1"] {
+            let error = check(&config(line), Role::Agg).unwrap_err().to_string();
+            assert!(error.contains("--node-rank R"), "{error}");
+        }
+        let kept = Config {
+            engine_keep: true,
+            ..config(node)
+        };
+        assert!(check(&kept, Role::Agg).is_err());
+        assert!(loaded("stator-agg /m --engine sim --event-plane nats", &[]).is_err());
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "stator-agg --engine sim",
+            "stator-agg /m --engine sim --engine-attach tcp://127.0.0.1:1",
+            "stator-agg /m --engine attach",
+            "stator-agg /m --engine sim --namespace a/b",
+        ] {
+            assert!(loaded(line, &[]).is_err(), "{line}");
+        }
+    }
+}
