@@ -37,7 +37,8 @@ pub struct HandOff {
     pub connector: String,
     /// Who says where the KV is.
     pub protocol: HandOffProtocol,
-    /// Tensor-parallel size of each engine: a decode engine may be wider than a prefill engine, never narrower.
+    /// Tensor-parallel size of each engine. Those of two engines that hand KV over may differ; one must divide the
+    /// other (vLLM 0.32).
     pub tensor_parallel_size: u32,
     /// Milliseconds that a prefill engine keeps KV that nobody fetches.
     pub lease_ms: u64,

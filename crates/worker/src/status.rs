@@ -94,6 +94,14 @@ impl Loads {
         }
     }
 
+    /// Waits until no engine holds KV for anybody, by its own word. For whoever waits for changes alone.
+    /// Cancel safe.
+    pub(crate) async fn unused(&self) {
+        while self.total().kv_usage > 0.0 {
+            self.changed().await;
+        }
+    }
+
     fn mark(&self) {
         if !self.changed.swap(true, Ordering::AcqRel) {
             self.notify.notify_one();
@@ -200,6 +208,23 @@ mod tests {
             kv_usage,
             ..SchedulerStats::default()
         }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_keeps_kv_for_others_is_not_unused() {
+        let loads = Arc::new(Loads::new(2));
+        loads.set(1, &stats(0, 0.25));
+        let waiting = tokio::spawn({
+            let loads = loads.clone();
+            async move { loads.unused().await }
+        });
+        // Until the waiting one has looked at that.
+        while loads.changed.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waiting.is_finished());
+        loads.set(1, &stats(0, 0.0));
+        waiting.await.expect("no panic");
     }
 
     #[tokio::test]

@@ -332,8 +332,15 @@ async fn first_failure(engines: &mut JoinSet<Result<(), StartError>>) -> anyhow:
 /// Lets what runs finish, up to the deadline, and ends the rest so that it can go on elsewhere.
 async fn finish(serving: &Serving, drain: &Drain) {
     info!(requests = serving.count.get(), "draining");
+    let finished = async {
+        serving.count.none().await;
+        if serving.plan.outlives_cancel() {
+            // What was handed on goes with the engine: those who were promised it come first.
+            serving.health.loads.unused().await;
+        }
+    };
     tokio::select! {
-        () = serving.count.none() => return,
+        () = finished => return,
         () = drain.aborting() => {}
     }
     for active in serving.active() {
