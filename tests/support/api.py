@@ -53,8 +53,12 @@ class Api:
             return read(response)
 
     def is_healthy(self) -> bool:
+        return self.answers("/health")
+
+    def answers(self, path: str) -> bool:
+        """Whether a GET is answered with 200."""
         try:
-            return self.client.get("/health", timeout=2).status_code == 200
+            return self.client.get(path, timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
 

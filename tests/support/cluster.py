@@ -128,12 +128,6 @@ class Worker:
             "STATOR_FILE_KV": str(folder / "discovery"),
             "STATOR_PYTHON": str(settings.python),
         }
-        if role != "agg":
-            self.environment |= {
-                "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
-                "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
-                "UCX_TLS": "tcp,sm,self",
-            }
         self.process: Process | None = None
 
     def start(self) -> Worker:
@@ -213,6 +207,15 @@ class Processor:
             {"STATOR_FILE_KV": str(folder / "discovery")} | ({"STATOR_API_KEY": key} if key else {}),
         )
 
+    def wait_live(self) -> Processor:
+        """Waits until it answers, if only that it has no worker."""
+        self.process.wait_until(f"{self.name} is live", lambda: self.api.answers("/live"))
+        return self
+
+    def metric(self, name: str) -> float:
+        """As that of a worker."""
+        return read_metric(self.api, name)
+
     def wait_ready(self) -> Processor:
         self.process.wait_until(f"{self.name} is ready", self.api.is_healthy)
         return self
@@ -253,7 +256,10 @@ class Topology:
             self.add_processor(*self.processor_flags)
             for worker in self.workers:
                 worker.wait_ready()
-            self.processor.wait_ready()
+            if self.workers:
+                self.processor.wait_ready()
+            else:
+                self.processor.wait_live()
             self.wait_connected(len(self.workers))
         except BaseException:
             self.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -21,11 +22,24 @@ STOP_SECONDS = 30
 POLL_SECONDS = 0.05
 
 
+# Below the range out of which systems serve "any port", so that nothing takes one between the asking and the
+# binding. Test runs side by side begin at different places.
+PORTS = itertools.cycle(range(10_240, 30_240))
+for _ in range(os.getpid() * 331 % 20_000):
+    next(PORTS)
+
+
 def free_port() -> int:
-    """A TCP port on the loopback address that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port on the loopback address that nobody listens on now; not the same one twice."""
+    for port in PORTS:
+        with socket.socket() as probe:
+            # As the servers do: a connection that was closed a moment ago is not in the way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def wait_until(what: str, state: Callable[[], object], seconds: float = START_SECONDS):

@@ -12,7 +12,7 @@ use stator_common::{
     plane::tcp::{Connection, Handler},
     proto::worker::{Delta, Error, FinishReason, GenerateRequest, Leg, Sampling},
 };
-use stator_engine::{Engine, Prepared};
+use stator_engine::{Engine, Prepared, SubmitError};
 use tokio::{sync::watch, time};
 use tracing::debug;
 
@@ -28,9 +28,9 @@ use crate::{
 /// How often processors learn of a changed load, at most. The plane's protocol says so.
 const LOAD_EVERY: Duration = Duration::from_millis(100);
 
-/// The pauses after which an engine is told again to give KV back. Of an engine that it has not spoken to
-/// before, the first word is only a greeting, and the rest waits for its next step, which an idle engine does not
-/// take (NixlConnector, 0.32). To say it once more does no harm.
+/// The pauses after which an engine is told again to give KV back, or is woken after a fetch was given up. Of an
+/// engine that it has not spoken to before, the first word is only a greeting, and the rest waits for its next
+/// step, which an idle engine does not take (NixlConnector, 0.32). To say it once more does no harm.
 const RELEASE_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(2500)];
 
 /// Takes requests for the engines of a worker.
@@ -69,7 +69,11 @@ impl Handler for Serving {
                 if self.plan.outlives_cancel() {
                     active.requests.give_up(cancelled);
                 } else {
+                    let unfetched = cancelled.progress.is_unfetched();
                     drop(cancelled);
+                    if unfetched {
+                        remind(&active.engine, nothing());
+                    }
                 }
                 self.metrics.cancelled(1);
                 self.lightened(&active);
@@ -87,7 +91,11 @@ impl Handler for Serving {
             let left = active.requests.take_connection(connection);
             if !left.is_empty() {
                 self.metrics.cancelled(left.len());
+                let unfetched = left.iter().any(|running| running.progress.is_unfetched());
                 drop(left);
+                if unfetched {
+                    remind(&active.engine, nothing());
+                }
                 self.lightened(&active);
             }
         }
@@ -181,27 +189,9 @@ impl Serving {
             request.prompt_tokens = Bytes::from_static(&[0; 4]);
         }
         request.lora.clear();
-        request.sampling = Some(Sampling {
-            max_tokens: 1,
-            ..Sampling::default()
-        });
-        let mut request = convert::request(request).map_err(|malformed| malformed.to_error())?;
-        request.abort_immediately = true;
-        let tell = |engine: &Engine, request| {
-            let prepared = engine.prepare(request);
-            prepared.and_then(Prepared::send_unattended)
-        };
-        let first = tell(&active.engine, request.clone());
+        let first = tell(&active.engine, request.clone())?;
         first.map_err(|refused| convert::refusal(&refused))?;
-        let engine = active.engine.clone();
-        tokio::spawn(async move {
-            for pause in RELEASE_AGAIN {
-                time::sleep(pause).await;
-                if tell(&engine, request.clone()).is_err() {
-                    return;
-                }
-            }
-        });
+        remind(&active.engine, request);
         self.metrics.accepted(Leg::Release);
         self.metrics.finished(FinishReason::Abort);
         let released = Delta {
@@ -240,5 +230,38 @@ impl Serving {
             }
             time::sleep(LOAD_EVERY).await;
         }
+    }
+}
+
+/// Gives an engine a request that ends before it begins: of it only what its connector hears counts.
+fn tell(engine: &Engine, mut request: GenerateRequest) -> Result<Result<(), SubmitError>, Error> {
+    request.sampling = Some(Sampling {
+        max_tokens: 1,
+        ..Sampling::default()
+    });
+    let mut request = convert::request(request).map_err(|malformed| malformed.to_error())?;
+    request.abort_immediately = true;
+    let prepared = engine.prepare(request);
+    Ok(prepared.and_then(Prepared::send_unattended))
+}
+
+/// Tells an engine the same once more, a little later.
+fn remind(engine: &Engine, request: GenerateRequest) {
+    let engine = engine.clone();
+    tokio::spawn(async move {
+        for pause in RELEASE_AGAIN {
+            time::sleep(pause).await;
+            if !matches!(tell(&engine, request.clone()), Ok(Ok(()))) {
+                return;
+            }
+        }
+    });
+}
+
+/// A request that makes an engine take a step, and nothing else.
+fn nothing() -> GenerateRequest {
+    GenerateRequest {
+        prompt_tokens: Bytes::from_static(&[0; 4]),
+        ..GenerateRequest::default()
     }
 }

@@ -41,6 +41,11 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Says whether another engine may still keep the KV of this request's prompt for this one.
+    pub(crate) fn is_unfetched(&self) -> bool {
+        self.leg == Leg::Decode && !self.started
+    }
+
     /// Returns how many tokens of a prompt that another engine had computed were computed here again, beyond
     /// the last one, which always is; `None` where the engine says nothing of it.
     pub fn recomputed(&self, delta: &Delta) -> Option<u32> {
