@@ -151,6 +151,11 @@ pub struct SchedulerStats {
     pub prefix_hits: u64,
     /// Preempted requests looked up again since the last step.
     pub preempted: u64,
+    /// Prompts whose KV was moved here from another engine since the last step, the bytes of it, and the
+    /// seconds that they took, added up.
+    pub transfers: u64,
+    pub transferred_bytes: u64,
+    pub transfer_seconds: f64,
 }
 
 /// The answer to one utility call.

@@ -167,6 +167,9 @@ pub(crate) struct EngineMetrics {
     prefix_queries: Counter,
     prefix_hits: Counter,
     preemptions: Counter,
+    transfers: Counter,
+    transferred_bytes: Counter,
+    transfer_microseconds: Counter,
 }
 
 fn labels(model: &str, rank: u32) -> [(&'static str, String); 2] {
@@ -183,6 +186,9 @@ impl EngineMetrics {
             prefix_queries: counter!("vllm:prefix_cache_queries_total", &labels),
             prefix_hits: counter!("vllm:prefix_cache_hits_total", &labels),
             preemptions: counter!("vllm:num_preemptions_total", &labels),
+            transfers: counter!("stator_kv_transfers_total", &labels),
+            transferred_bytes: counter!("stator_kv_transfer_bytes_total", &labels),
+            transfer_microseconds: counter!("stator_kv_transfer_microseconds_total", &labels),
         }
     }
 
@@ -193,6 +199,12 @@ impl EngineMetrics {
         }
         if stats.preempted > 0 {
             self.preemptions.increment(stats.preempted);
+        }
+        if stats.transfers > 0 {
+            self.transfers.increment(stats.transfers);
+            self.transferred_bytes.increment(stats.transferred_bytes);
+            let microseconds = (stats.transfer_seconds * 1e6).round() as u64;
+            self.transfer_microseconds.increment(microseconds);
         }
     }
 }

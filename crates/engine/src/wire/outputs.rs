@@ -197,10 +197,34 @@ fn stats(reader: &mut Reader<'_>) -> Result<SchedulerStats, WireError> {
             b"kv_cache_usage" => stats.kv_usage = reader.f64()?,
             b"prefix_cache_stats" if reader.nil()? => {}
             b"prefix_cache_stats" => prefix_cache(reader, &mut stats)?,
+            b"kv_connector_stats" if reader.nil()? => {}
+            b"kv_connector_stats" => kv_transfers(reader, &mut stats)?,
             _ => drop(reader.skip()?),
         }
     }
     Ok(stats)
+}
+
+/// Reads what NIXL's connectors say: lists with an entry per transfer (`nixl/stats.py`, 0.32). Of others, and of
+/// connectors within a `MultiConnector`, nothing is known here.
+fn kv_transfers(reader: &mut Reader<'_>, stats: &mut SchedulerStats) -> Result<(), WireError> {
+    for _ in 0..reader.map()? {
+        match reader.str_bytes()? {
+            b"transfer_duration" => {
+                for _ in 0..reader.array()? {
+                    stats.transfers += 1;
+                    stats.transfer_seconds += reader.f64()?;
+                }
+            }
+            b"bytes_transferred" => {
+                for _ in 0..reader.array()? {
+                    stats.transferred_bytes += reader.number::<u64>("a number of bytes")?;
+                }
+            }
+            _ => drop(reader.skip()?),
+        }
+    }
+    Ok(())
 }
 
 fn prefix_cache(reader: &mut Reader<'_>, stats: &mut SchedulerStats) -> Result<(), WireError> {
