@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     launch,
     network::{self, reach},
+    transfer::Side,
 };
 
 /// What a worker listens on.
@@ -16,6 +17,7 @@ pub(crate) struct Listeners<'a> {
     pub(crate) plane: SocketAddr,
     pub(crate) advertised: &'a str,
     pub(crate) system: Option<SocketAddr>,
+    pub(crate) sides: &'a [Side],
     pub(crate) discovery: String,
 }
 
@@ -42,8 +44,21 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         ),
         None => String::new(),
     };
+    let sides: Vec<String> = listeners
+        .sides
+        .iter()
+        .map(|side| {
+            let place = network::join(&side.host, side.port);
+            let reached = network::resolve(&side.host, side.port)
+                .map_or("whoever knows that name", |address| reach(address.ip()));
+            format!(
+                "; other engines on tcp://{place} for {reached}, without a secret (vLLM has none)"
+            )
+        })
+        .collect();
+    let sides = sides.concat();
     info!(
-        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted{engine}; {system}; \
+        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted{engine}{sides}; {system}; \
          discovery: {}",
         listeners.advertised,
         reach(plane.ip()),

@@ -183,6 +183,7 @@ impl Worker {
                 plane: self.addr,
                 advertised: &self.advertised,
                 system: self.system_addr(),
+                sides: &self.transfer.sides,
                 discovery: match self.config.discovery_backend {
                     DiscoveryBackend::File => {
                         format!("files in {}", discovery_root(&self.config).display())
