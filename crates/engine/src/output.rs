@@ -37,6 +37,10 @@ impl RequestKey {
 
 /// One message from the engine.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "moved once per step; a box would be an allocation per step"
+)]
 pub enum Message {
     Batch(Batch),
     /// `ENGINE_CORE_DEAD`: the engine is gone and nothing follows.
