@@ -117,91 +117,89 @@ def test_a_client_that_leaves_between_engines_that_never_met_leaves_nothing(stor
     story.topology.wait_idle(LEASE - 10)
 
 
-class TestTheDecodeWorkerDies:
-    @pytest.fixture(scope="class")
-    def killed(self, story: Story) -> dict:
-        """One of two decode workers is killed with requests in its hands."""
-        lost, other = story.topology.of_role("decode")
-        long, short = story.topology.of_role("prefill")
-        # One answer at each decode worker is on its way to the client.
-        streams = [Client(story.topology, LONG | body(5000 + number, max_tokens=1500)) for number in range(2)]
-        for stream in streams:
-            stream.wait_for(b"data: ")
-        with frozen(lost.process.pid):
-            waiting = story.send(8)
+@pytest.fixture(scope="module")
+def without_a_decode_worker(story: Story) -> dict:
+    """One of two decode workers is killed with requests in its hands."""
+    lost, other = story.topology.of_role("decode")
+    long, short = story.topology.of_role("prefill")
+    # One answer at each decode worker is on its way to the client.
+    streams = [Client(story.topology, LONG | body(5000 + number, max_tokens=1500)) for number in range(2)]
+    for stream in streams:
+        stream.wait_for(b"data: ")
+    with frozen(lost.process.pid):
+        waiting = []
+        while not (long.kv_usage() > 0 and short.kv_usage() > 0):
+            assert len(waiting) < 30, "not both prefill workers keep KV for the worker that is stopped"
+            waiting += story.send(3)
             wait_until("those of the other worker are answered", lambda: story.at(other) <= 1, BOUND)
-            here = [request for request in waiting if not request.future.done()]
-            assert here, "no request went to the worker that is stopped"
-            wait_until("the short lease is over", lambda: short.kv_usage() == 0, BOUND)
-            # What was kept by it is overwritten.
-            for number in range(3):
-                address = next(target["address"] for target in story.topology.processor.targets()
-                               if target["worker"] == short.status()["worker"])
-                ask(address, "prefill", body(6000 + number)["prompt"] * 4)
-            assert long.kv_usage() > 0, "the long lease is over, too"
-            before = {outcome: story.handoffs(outcome) for outcome in ("expired", "failed")}
-            lost.kill()
-        return {"streams": streams, "waiting": waiting, "here": here, "before": before}
+        wait_until("the short lease is over", lambda: short.kv_usage() == 0, BOUND)
+        # What was kept by it is overwritten.
+        address = next(target["address"] for target in story.topology.processor.targets()
+                       if target["worker"] == short.status()["worker"])
+        for number in range(3):
+            ask(address, "prefill", body(6000 + number)["prompt"] * 4)
+        expired = story.handoffs("expired")
+        lost.kill()
+    return {"streams": streams, "waiting": waiting, "expired": expired}
 
-    def test_before_it_fetched(self, story: Story, killed: dict):
-        for request in killed["waiting"]:
+
+class TestTheDecodeWorkerDies:
+    def test_before_it_fetched(self, without_a_decode_worker: dict):
+        for request in without_a_decode_worker["waiting"]:
             request.assert_right()
 
-    def test_after_a_lease_was_over_nobody_fetches(self, story: Story, killed: dict):
-        for request in killed["waiting"]:
+    def test_after_a_lease_was_over_nobody_fetches(self, story: Story, without_a_decode_worker: dict):
+        for request in without_a_decode_worker["waiting"]:
             request.answer()
-        # Half of them were computed by the worker with the short lease.
-        assert story.handoffs("expired") - killed["before"]["expired"] >= 1
+        # Those that the worker with the short lease had computed are computed again.
+        assert story.handoffs("expired") > without_a_decode_worker["expired"]
 
-    def test_amid_an_answer(self, killed: dict):
-        texts = []
-        for stream in killed["streams"]:
-            seen = b""
-            while b"[DONE]" not in seen and b'"error"' not in seen:
-                piece = stream.socket.recv(65536)
-                assert piece, "the stream ended in silence"
-                seen += piece
-            texts.append(b'"error"' in seen)
+    def test_amid_an_answer(self, without_a_decode_worker: dict):
+        broken = []
+        for stream in without_a_decode_worker["streams"]:
+            seen = stream.wait_for(b"[DONE]", b'"error"')
+            broken.append(b'"error"' in seen)
             stream.leave()
         # The tokens that were sent cannot be taken back: that one answer ends with an error event.
-        assert sorted(texts) == [False, True]
+        assert sorted(broken) == [False, True]
+
+
+@pytest.fixture(scope="module")
+def without_a_prefill_worker(story: Story) -> dict:
+    """One of two prefill workers is killed with requests in its hands, and in the hands of the decode worker."""
+    story.topology.wait_idle(LEASE + 10)
+    (lost, other), decode = story.topology.of_role("prefill"), story.worker("decode-1")
+    (decoding,) = story.send(1, max_tokens=600)
+    wait_until("an answer is generated", lambda: decode.status().get("running") == 1 or decoding.future.done(), BOUND)
+    handed = lost.metric("stator_handoffs_total")
+    # What the other one gets stays there, so that its short lease does not run.
+    with frozen(decode.process.pid), frozen(*other.engine_pids()):
+        between = story.send(4)
+        wait_until("some are computed and not fetched",
+                   lambda: lost.metric("stator_handoffs_total") > handed and story.at(lost) == 0, BOUND)
+        with frozen(*lost.engine_pids()):
+            during = story.send(4)
+            wait_until("some are being computed", lambda: lost.status().get("requests", 0) > 0, BOUND)
+            lost.kill()
+    return {"between": between, "during": during, "decoding": decoding, "before": story.send(2)}
 
 
 class TestThePrefillWorkerDies:
-    @pytest.fixture(scope="class")
-    def killed(self, story: Story) -> dict:
-        """One of two prefill workers is killed with requests in its hands, and in the hands of the decode worker."""
-        story.topology.wait_idle(LEASE + 10)
-        (lost, other), decode = story.topology.of_role("prefill"), story.worker("decode-1")
-        (decoding,) = story.send(1, max_tokens=600)
-        wait_until("an answer is generated", lambda: decode.status().get("running", 0) > 0 or decoding.future.done(), BOUND)
-        handed = lost.metric("stator_handoffs_total")
-        with frozen(decode.process.pid):
-            with frozen(*other.engine_pids()):
-                between = story.send(4)
-                wait_until("some are computed and not fetched", lambda:
-                           lost.metric("stator_handoffs_total") - handed >= 1 and story.at(lost) == 0, BOUND)
-                with frozen(*lost.engine_pids()):
-                    during = story.send(4)
-                    wait_until("some are being computed", lambda: lost.status().get("requests", 0) >= 1, BOUND)
-                    lost.kill()
-        return {"between": between, "during": during, "decoding": decoding, "before": story.send(2)}
-
-    def test_before_the_hand_off(self, killed: dict):
-        for request in killed["before"]:
+    def test_before_the_hand_off(self, without_a_prefill_worker: dict):
+        for request in without_a_prefill_worker["before"]:
             request.assert_right()
 
-    def test_while_it_computes(self, killed: dict):
-        for request in killed["during"]:
+    def test_while_it_computes(self, without_a_prefill_worker: dict):
+        for request in without_a_prefill_worker["during"]:
             request.assert_right()
 
-    def test_before_its_kv_was_fetched(self, story: Story, killed: dict):
-        for request in killed["between"]:
+    def test_before_its_kv_was_fetched(self, story: Story, without_a_prefill_worker: dict):
+        for request in without_a_prefill_worker["between"]:
             request.assert_right()
         assert story.handoffs("failed") > 0
 
-    def test_after_its_kv_was_fetched(self, killed: dict):
-        assert killed["decoding"].answer().status == 200
+    def test_after_its_kv_was_fetched(self, without_a_prefill_worker: dict):
+        without_a_prefill_worker["decoding"].assert_right()
 
 
 def test_workers_come_and_go_while_requests_run(story: Story):
@@ -223,32 +221,34 @@ def test_workers_come_and_go_while_requests_run(story: Story):
         old[1].kill()
         count = load.count()
         wait_until("requests go on", lambda: load.count() >= count + 20, BOUND)
+    assert load.outcomes["wrong"] == load.outcomes["bad"] == 0, load.details
     # An answer that had begun at the worker that was killed cannot go on elsewhere: one per thread, at most.
-    assert load.outcomes["wrong"] == load.outcomes["bad"] == load.outcomes["refused"] == 0, load.details
-    assert load.outcomes["broken"] <= 3, load.details
+    assert load.outcomes["broken"] + load.outcomes["refused"] <= 3, load.details
     story.topology.wait_idle()
 
 
+@pytest.fixture(scope="module")
+def other(story: Story) -> Worker:
+    """The only prefill worker from here on; its KV has another type."""
+    worker = story.topology.add_worker("prefill", "--namespace", "one", "--dtype", "bfloat16", *connector())
+    worker.start().wait_ready()
+    story.topology.wait_connected(3)
+    story.worker("prefill-0").kill()
+    story.topology.wait_connected(2)
+    return worker
+
+
 class TestAnEngineOfAnotherKind:
-    """A prefill worker whose KV has another type: the engines refuse each other when they meet."""
+    """The engines refuse each other when they meet."""
 
-    @pytest.fixture(scope="class", autouse=True)
-    def other(self, story: Story) -> Worker:
-        worker = story.topology.add_worker("prefill", "--namespace", "one", "--dtype", "bfloat16", *connector())
-        worker.start().wait_ready()
-        story.topology.wait_connected(3)
-        story.worker("prefill-0").kill()
-        story.topology.wait_connected(2)
-        return worker
-
-    def test_a_hand_off_that_cannot_be_is_an_error(self, story: Story):
+    def test_a_hand_off_that_cannot_be_is_an_error(self, story: Story, other: Worker):
         started = time.monotonic()
         answer = story.send(1)[0].answer()
         assert_refused(answer, answer.status)
         assert answer.status >= 500
         assert time.monotonic() - started < BOUND
 
-    def test_an_engine_that_may_compute_the_prompt_itself_does(self, story: Story):
+    def test_an_engine_that_may_compute_the_prompt_itself_does(self, story: Story, other: Worker):
         own = story.topology.add_worker("decode", "--namespace", "one", *connector(kv_load_failure_policy="recompute"))
         own.start().wait_ready()
         story.worker("decode-0").kill()

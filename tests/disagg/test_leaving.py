@@ -30,10 +30,15 @@ class Client:
         head = [b"POST /v1/completions HTTP/1.1"] + [b": ".join(pair) for pair in request.headers.raw]
         self.socket.sendall(b"\r\n".join([*head, b"", request.read()]))
 
-    def wait_for(self, what: bytes) -> None:
+    def wait_for(self, *what: bytes) -> bytes:
+        """Reads until one of these has come; returns what has been read."""
         seen = b""
-        while what not in seen:
-            seen += self.socket.recv(65536)
+        while not any(one in seen for one in what):
+            piece = self.socket.recv(65536)
+            if not piece:
+                raise ConnectionError(f"the answer ended in silence: {seen[-200:]!r}")
+            seen += piece
+        return seen
 
     def leave(self) -> None:
         self.socket.close()

@@ -131,6 +131,7 @@ class Worker:
         self.process: Process | None = None
 
     def start(self) -> Worker:
+        assert not self.is_running(), f"{self.name} runs already"
         self.process = Process(self.name, self.command, self.log, self.environment)
         return self
 
