@@ -100,7 +100,7 @@ class Topology:
         if not args.cpu:
             engine += ["--gpu-memory-utilization", "0.85"]
         run_dir = tempfile.mkdtemp(prefix="stator-")
-        environment = dict(os.environ, VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", STATOR_PYTHON=sys.executable,
+        environment = dict(os.environ, VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", STATOR_PYTHON=os.environ.get("STATOR_PYTHON", sys.executable),
                            STATOR_FILE_KV=f"{run_dir}/discovery")
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self.url, self.system = "http://127.0.0.1:8000", {}
