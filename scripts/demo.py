@@ -1,9 +1,9 @@
 """Serves a model and asks it something: the way from an empty clone to an answer.
 
-Builds, installs vLLM into `.venv`, makes a tiny model, starts a processor and a worker,
-sends one chat request, and leaves them running until Ctrl-C.
+Builds, installs vLLM into `.venv`, makes a tiny model, starts a processor, a prefill worker
+and a decode worker, sends one chat request, and leaves them running until Ctrl-C.
 
-- `MODEL=DIR_OR_NAME` serves another model.
+- `MODEL=DIR_OR_NAME` serves another model; with a single GPU, by one aggregated worker.
 - `PORT=8000` is where the API listens.
 
 usage: demo.py [--once] [-- VLLM FLAGS]      (--once: end after the answer)
@@ -62,14 +62,20 @@ def run() -> int:
 
 
 def start(serve: str, name: str, url: str, python, flags: list[str]) -> subprocess.Popen:
-    host.say(f"starting a processor and a worker for {name}")
+    workers = ["--prefill-workers", "1", "--decode-workers", "1"]
+    if name == "tiny":
+        workers += ["--share-gpus"]
+    elif setup_vllm.has_gpu() and setup_vllm.gpus() < 2:
+        host.say("one GPU: prefill and decode stay together")
+        workers = []
+    host.say(f"starting a processor and {'prefill and decode workers' if workers else 'a worker'} for {name}")
     env = host.environment() | {"STATOR_PYTHON": str(python)}
     if flags[: len(TINY_FLAGS)] == TINY_FLAGS:
         # One thread is enough, and an engine in one process is ready sooner.
         env |= {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     command = [
         host.ROOT / "target" / "release" / "stator", "up", "--model", serve, "--served-model-name", name,
-        "--http-port", url.rpartition(":")[2], "--name", "demo", "--plain", "--", *flags,
+        "--http-port", url.rpartition(":")[2], "--name", "demo", "--plain", *workers, "--", *flags,
     ]
     # A session of its own: Ctrl-C reaches this script, which then ends the topology in order.
     topology = subprocess.Popen(

@@ -85,13 +85,16 @@ def set_up(build: str) -> Path:
 
 def has_gpu() -> bool:
     """Whether an NVIDIA GPU is there to be used."""
-    if os.path.exists("/dev/nvidia0"):
-        return True
+    return os.path.exists("/dev/nvidia0") or gpus() > 0
+
+
+def gpus() -> int:
+    """The number of NVIDIA GPUs, as far as the driver's own tool says."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
     except OSError:
-        return False
-    return listing.returncode == 0 and "GPU 0" in listing.stdout
+        return 0
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
 
 
 def install_cpu(venv: host.Venv, requirements: list[str], version: str) -> None:
