@@ -57,5 +57,4 @@ def test_nothing_is_left_of_many_requests(settings):
 
 
 def decided(worker: Worker, topology: Topology) -> int:
-    name = worker.status()["worker"]
-    return next(target["decisions"] for target in topology.processor.targets() if target["worker"] == name)
+    return next(target["decisions"] for target in topology.processor.targets() if target["worker"] == worker.id)

@@ -129,6 +129,8 @@ class Worker:
             "STATOR_PYTHON": str(settings.python),
         }
         self.process: Process | None = None
+        # What processors know it by, once it is ready.
+        self.id: str | None = None
 
     def start(self) -> Worker:
         assert not self.is_running(), f"{self.name} runs already"
@@ -147,6 +149,7 @@ class Worker:
 
     def wait_ready(self) -> Worker:
         self.process.wait_until(f"{self.name} is ready", lambda: self.status().get("state") == "ready")
+        self.id = self.status()["worker"]
         return self
 
     def metric(self, name: str) -> float:
