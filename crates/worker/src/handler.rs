@@ -14,7 +14,7 @@ use stator_common::{
 };
 use stator_engine::{Engine, Prepared, SubmitError};
 use tokio::{sync::watch, time};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::{
     Plan, convert,
@@ -251,8 +251,13 @@ fn remind(engine: &Engine, request: GenerateRequest) {
     tokio::spawn(async move {
         for pause in RELEASE_AGAIN {
             time::sleep(pause).await;
-            if !matches!(tell(&engine, request.clone()), Ok(Ok(()))) {
-                return;
+            match tell(&engine, request.clone()) {
+                Ok(Ok(())) => {}
+                Ok(Err(SubmitError::Dead)) => return,
+                refused => {
+                    warn!(?refused, "the engine is not told to give KV back");
+                    return;
+                }
             }
         }
     });
@@ -261,6 +266,7 @@ fn remind(engine: &Engine, request: GenerateRequest) {
 /// A request that makes an engine take a step, and nothing else.
 fn nothing() -> GenerateRequest {
     GenerateRequest {
+        request_id: "nothing".to_owned(),
         prompt_tokens: Bytes::from_static(&[0; 4]),
         ..GenerateRequest::default()
     }
