@@ -44,7 +44,10 @@ async fn a_model_whose_only_worker_lost_its_connection_gives_503_with_retry_afte
     assert!(answered.headers.contains_key("retry-after"));
     let health = send(processor.addr, get("/health")).await;
     assert_eq!(health.status, 503);
-    assert_eq!(health.json()["reasons"][0], "model: no worker of this model is connected");
+    assert_eq!(
+        health.json()["reasons"][0],
+        "model: no worker of this model is connected"
+    );
 }
 
 #[tokio::test]
