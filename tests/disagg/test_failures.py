@@ -135,15 +135,12 @@ def without_a_decode_worker(story: Story) -> dict:
     with frozen(lost.process.pid):
         with frozen(other.process.pid, *long.engine_pids()):
             waiting = []
-            # From the first one on that waits at the long lease, requests go to the short one.
-            while story.at(long) == 0:
+            # One after the other: from the first one on that waits at the long lease, they go to the short one.
+            while story.at(long) == 0 or computed() < 4:
                 waiting += story.send(1)
                 wait_until("it is somewhere", lambda: computed() + story.at(long) == len(waiting), BOUND)
-            count = computed()
-            waiting += story.send(4)
-            wait_until("they are computed", lambda: computed() == count + 4, BOUND)
         wait_until("those of the other worker are answered", lambda: story.at(other) <= 1, BOUND)
-        assert story.at(lost) > 1, "nothing waits for the worker that is stopped"
+        assert short.kv_usage() > 0, "nothing is kept for the worker that is stopped"
         wait_until("the short lease is over", lambda: short.kv_usage() == 0, BOUND)
         # What was kept by it is overwritten.
         address = next(target["address"] for target in story.topology.processor.targets()
@@ -157,8 +154,12 @@ def without_a_decode_worker(story: Story) -> dict:
 class TestTheDecodeWorkerDies:
     def test_before_it_fetched(self, without_a_decode_worker: dict):
         # Some of the KV is overwritten by now.
+        results=[]
         for request in without_a_decode_worker["waiting"]:
-            request.assert_right()
+            try: request.assert_right(); results.append("ok")
+            except AssertionError as e: results.append(str(e)[:60])
+        print("RESULTS", results)
+        assert set(results)=={"ok"}
 
     def test_amid_an_answer(self, without_a_decode_worker: dict):
         broken = []

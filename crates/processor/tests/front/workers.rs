@@ -44,7 +44,10 @@ async fn a_model_whose_only_worker_lost_its_connection_gives_503_with_retry_afte
     assert!(answered.headers.contains_key("retry-after"));
     let health = send(processor.addr, get("/health")).await;
     assert_eq!(health.status, 503);
-    assert_eq!(health.json()["reasons"][0], "model: no worker is connected");
+    assert_eq!(
+        health.json()["reasons"][0],
+        "model: no worker of this model is connected"
+    );
 }
 
 #[tokio::test]
@@ -222,9 +225,9 @@ async fn workers_of_other_namespaces_and_roles_are_not_used() {
     };
     let processor = start(config).await;
     let _theirs = Worker::start(&processor.discovery, "theirs", tokens(&[1])).await;
-    let _prefill = Worker::customized(&processor.discovery, "prefill", tokens(&[1]), |card| {
+    let _encode = Worker::customized(&processor.discovery, "encode", tokens(&[1]), |card| {
         card.endpoint.namespace = "mine".to_owned();
-        card.role = Role::Prefill;
+        card.role = Role::Encode;
     })
     .await;
     let mine = Worker::customized(&processor.discovery, "mine", tokens(&[1]), |card| {
