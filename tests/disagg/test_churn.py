@@ -18,7 +18,7 @@ from support.process import wait_until
 PACE = ("--sim-decode-us-per-step", "2000", "--sim-prefill-us-per-token", "50")
 
 THREADS = 8
-EVENTS = 12
+EVENTS = 9
 
 
 def bodies(count: int) -> list[dict]:

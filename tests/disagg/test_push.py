@@ -10,6 +10,8 @@ from equality.cases import TEXT, Case, assert_equal_answers, completion
 from support.api import Api
 from support.cluster import Topology, connector
 
+from .test_equality import WORDS
+
 pytestmark = pytest.mark.engine
 
 COUNT = 20
@@ -24,9 +26,9 @@ def push(settings):
 @pytest.mark.parametrize("number", range(COUNT))
 def test_answer_equals_that_of_one_engine(number: int, push: Topology, reference: Api):
     rng = random.Random(60 + number)
-    length = round(20 * 75 ** (number / (COUNT - 1)))
+    words = round(10 * 60 ** (number / (COUNT - 1)))
     fields = [{}, {"n": 2, "temperature": 0.9, "seed": 3}, {"stream": True}, {"max_tokens": 1}][number % 4]
-    body = completion([rng.randrange(7, 1000) for _ in range(length)], ignore_eos=True, **fields)
+    body = completion(" ".join(rng.choice(WORDS) for _ in range(words)), ignore_eos=True, **fields)
     assert_equal_answers(Case(str(number), TEXT, body), body, reference, push.api)
 
 

@@ -12,7 +12,7 @@ from support.process import wait_until
 
 ROLES = {"prefill": 32, "decode": 32}
 RATE = 1000
-SECONDS = 3
+SECONDS = 2
 
 # What a second wave may add to a process that has seen a first one: allocators keep some of what they had.
 GROWTH_MIB = 24
