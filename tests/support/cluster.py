@@ -299,7 +299,9 @@ class Topology:
     def wait_connected(self, count: int) -> None:
         """Waits until the first processor can send to `count` workers."""
         def are_open() -> bool:
-            return sum(target["availability"] == "open" for target in self.processor.targets()) == count
+            # A worker of several ranks is a target for each.
+            targets = self.processor.targets()
+            return len({target["worker"] for target in targets if target["availability"] == "open"}) == count
 
         wait_until(f"{count} workers are open", are_open)
 
