@@ -8,10 +8,12 @@
 
 mod conditional;
 mod decide;
+pub mod hash;
 mod load;
 mod prompt;
 
 pub use conditional::{Bounds, Conditional, Line, Measured, Place, Situation, Why};
 pub use decide::{Candidate, Choice, Measure, NoCandidates, Policy, Reason, Router};
+pub use hash::BlockHash;
 pub use load::{Booking, Ledger, Load};
 pub use prompt::{Prompt, TokenPrompt};
