@@ -9,6 +9,7 @@
 mod conditional;
 mod decide;
 pub mod hash;
+pub mod index;
 mod load;
 mod prompt;
 
