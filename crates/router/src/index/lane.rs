@@ -220,6 +220,24 @@ impl Lane {
         self.note(&alive, at, out);
     }
 
+    /// Returns how many of `hashes` one target holds, from the first on without a gap.
+    pub(super) fn own(&self, seat: usize, hashes: &[BlockHash]) -> u32 {
+        let Some(held) = self.held(seat) else {
+            return 0;
+        };
+        let mut guess: Option<Place> = None;
+        let mut at = 0;
+        while let Some(hash) = hashes.get(at)
+            && let Some(place) = self.blocks.find(*hash, guess)
+            && self.sets.contains(self.blocks.set(place), held.by)
+        {
+            let count = self.blocks.run(place, &hashes[at..]);
+            at += count;
+            guess = Some(place + count as u32);
+        }
+        at as u32
+    }
+
     /// Lengthens the matches of targets that hold what comes after them.
     pub(super) fn extend(&self, hashes: &[BlockHash], out: &mut Matches) {
         let mut guess: Option<Place> = None;

@@ -33,6 +33,14 @@ impl Matches {
         }
     }
 
+    /// Becomes equal to another.
+    pub(crate) fn copy(&mut self, other: &Self) {
+        self.clear();
+        for (target, blocks) in other.iter() {
+            self.note(target, blocks);
+        }
+    }
+
     /// Notes that a target holds at least that many.
     pub(super) fn note(&mut self, target: Target, blocks: u32) {
         let at = target.0 as usize;

@@ -89,11 +89,21 @@ impl Index {
         target
     }
 
+    /// Takes in a target under the number that another index gave it. Such an index gives no numbers itself.
+    pub(crate) fn join_as(&self, target: Target) {
+        self.enter(target, target);
+    }
+
+    /// Forgets a target that joined under another index's number.
+    pub(crate) fn dismiss(&self, target: Target) {
+        let (lane, seat) = self.seat(target);
+        lane.write().leave(seat);
+    }
+
     /// Forgets a target and what it holds. Changes that still come for it are without effect, until another target
     /// joins, which may be given its number. Takes the same time however much it holds.
     pub fn leave(&self, target: Target) {
-        let (lane, seat) = self.seat(target);
-        lane.write().leave(seat);
+        self.dismiss(target);
         self.numbers.lock().free.push(target.0);
     }
 
@@ -138,6 +148,13 @@ impl Index {
         for lane in &self.lanes {
             lane.read().matches(hashes, out);
         }
+    }
+
+    /// Finds how many blocks of a prompt one target holds itself, from the first on without a gap; those of
+    /// targets that joined for it are not counted.
+    pub fn own(&self, target: Target, hashes: &[BlockHash]) -> u32 {
+        let (lane, seat) = self.seat(target);
+        lane.read().own(seat, hashes)
     }
 
     /// Lengthens the matches of targets that hold, here, what comes after them: for what lies in a slower medium.
