@@ -28,6 +28,46 @@ pub struct Card {
     /// How the KV of prompts reaches or leaves its engines. Absent on aggregated workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handoff: Option<HandOff>,
+    /// Where it is told what its engines' KV caches hold. Absent: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_events: Option<KvEvents>,
+}
+
+/// Where it is told what the KV caches of a worker's engines hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvEvents {
+    /// The relay that subscribers ask. Absent: there is none, only what the engines publish.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Relay>,
+    /// What the engines themselves publish, for the relay of their node. Empty where the relay is in the worker.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<EngineEvents>,
+}
+
+/// Where a relay publishes, and where it is asked for snapshots (`proto/README.md`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Relay {
+    /// ZMQ PUB, `tcp://host:port` as others reach it.
+    pub endpoint: String,
+    /// ZMQ ROUTER, likewise.
+    pub snapshot_endpoint: String,
+}
+
+/// Where one engine publishes its KV events, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineEvents {
+    /// The engine's data-parallel rank.
+    pub dp_rank: u32,
+    /// Name of the machine that it runs on (`process::host`): endpoints may be files there.
+    pub host: String,
+    /// ZMQ PUB, `ipc://path` or `tcp://host:port`.
+    pub endpoint: String,
+    /// ZMQ ROUTER that tells again what was missed. Absent: nothing can be repaired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_endpoint: Option<String>,
+    /// First frame of what is published; mostly empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub topic: String,
 }
 
 /// How KV goes from a prefill engine to a decode engine. Two workers fit if connector and protocol are equal.

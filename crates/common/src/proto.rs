@@ -11,3 +11,9 @@ pub mod plane {
     #![allow(clippy::all, missing_docs, unreachable_pub)]
     include!(concat!(env!("OUT_DIR"), "/stator.plane.v1.rs"));
 }
+
+/// What relays tell of KV caches (`proto/stator/kv/v1`).
+pub mod kv {
+    #![allow(clippy::all, missing_docs, unreachable_pub)]
+    include!(concat!(env!("OUT_DIR"), "/stator.kv.v1.rs"));
+}

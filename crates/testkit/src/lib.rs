@@ -3,7 +3,7 @@
 //!
 //! Each module answers one question: [`client`] what a processor asks of a worker, [`http`] what a
 //! client sees on the wire, [`model`] what is served, [`ports`] where something can listen,
-//! [`process`] what runs and how it is ended, [`vllm`] where a real engine is found and how it is
+//! [`process`] what runs and how it is ended, [`relay`] who tells what caches hold, [`vllm`] where a real engine is found and how it is
 //! started by hand, [`wait`] when something holds, [`worker`] what a processor meets.
 //!
 //! It deliberately does not start what is under test: a test of the processor starts the processor
@@ -17,6 +17,7 @@ pub mod http;
 pub mod model;
 pub mod ports;
 pub mod process;
+pub mod relay;
 pub mod vllm;
 pub mod wait;
 pub mod worker;

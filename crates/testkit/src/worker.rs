@@ -71,6 +71,7 @@ impl Worker {
             address: server.local_addr().expect("a bound socket").to_string(),
             model: model::card(&files),
             handoff: None,
+            kv_events: None,
         };
         change(&mut card);
         let counts = Arc::new(Counts::default());

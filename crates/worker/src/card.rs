@@ -29,6 +29,8 @@ pub(crate) fn describe(
         address: address.to_owned(),
         // How KV comes and goes is the connectors' to say.
         handoff: None,
+        // And so are events.
+        kv_events: None,
         model: Model {
             names: config.names(),
             root: config.model.clone(),

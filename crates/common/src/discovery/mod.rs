@@ -139,6 +139,7 @@ mod tests {
                 max_logprobs: 20,
             },
             handoff: None,
+            kv_events: None,
         }
     }
 }

@@ -68,6 +68,15 @@ pub fn load(
             "tls_cert_path and tls_key_path go together: give both or neither",
         ));
     }
+    let weights = [config.router_temperature, config.router_decode_weight];
+    if weights
+        .iter()
+        .any(|weight| !(weight.is_finite() && *weight >= 0.0))
+    {
+        return Err(ConfigError::Contradiction(
+            "router_temperature and router_decode_weight are numbers from 0 on",
+        ));
+    }
     let numbers = config
         .disagg_min_prefill_tokens
         .or(config.disagg_max_prefill_queue);
@@ -207,10 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn routing_that_is_not_there_yet_is_refused_in_words() {
-        let parsed = Cli::try_parse_from(["stator-processor", "--router-mode", "approx"]);
-        let error = parsed.unwrap_err().to_string();
-        assert!(error.contains("not there yet"), "{error}");
+    fn weights_below_zero_are_refused_wherever_they_come_from() {
+        let parsed = Cli::try_parse_from(["stator-processor", "--router-temperature=-1"]);
+        assert!(parsed.is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("processor.toml");
+        std::fs::write(&file, "router_decode_weight = -0.5\n").unwrap();
+        let error = load(&cli(&["--config", file.to_str().unwrap()]), no_environment).unwrap_err();
+        assert!(matches!(error, ConfigError::Contradiction(_)), "{error}");
     }
 
     #[test]

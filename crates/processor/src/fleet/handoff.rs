@@ -78,9 +78,7 @@ impl Fleet {
         for attempt in 1.. {
             let Some(chosen) = self.choose(order, &mut tried) else {
                 // The failure of a worker that was there says more than the absence of others.
-                let message = "no decode worker and prefill worker of this model fit each other";
-                let nobody = || DispatchError::new(Code::Unavailable, message);
-                return Err(last.unwrap_or_else(nobody));
+                return Err(last.unwrap_or_else(|| no_pair(order)));
             };
             let run = self.run(order, &mut tried, chosen, computed.take()).await;
             let broken = match run {
@@ -106,7 +104,7 @@ impl Fleet {
         (decode, prefill): (Booked, Booked),
         computed: Option<Computed>,
     ) -> Result<Attempt, Broken> {
-        let place = self.place(order, &decode, &prefill);
+        let place = self.place(&decode, &prefill);
         if place.is_local() {
             debug!(request = order.request.request_id, %place, "hand-off decided");
             // What was booked for a hand-off goes before the same decode workers are asked again.
@@ -139,7 +137,8 @@ impl Fleet {
         loop {
             let ask = Ask {
                 prefilled: true,
-                ..Ask::new(request, &alone)
+                tried: &alone,
+                ..order.ask(request)
             };
             let decode = match self.decode.choose(&ask) {
                 Some(decode) => decode,
@@ -156,7 +155,8 @@ impl Fleet {
             let found = |tried: &[WorkerId]| {
                 let ask = Ask {
                     partner,
-                    ..Ask::new(&prompt, tried)
+                    tried,
+                    ..order.ask_prefill(&prompt)
                 };
                 self.prefill.choose(&ask)
             };
@@ -168,17 +168,16 @@ impl Fleet {
     }
 
     /// Decides who computes the prompt.
-    fn place(&self, order: &Order, decode: &Booked, prefill: &Booked) -> Place {
-        let tokens = prompt_tokens(&order.request);
+    fn place(&self, decode: &Booked, prefill: &Booked) -> Place {
         let (ahead, at_decode) = (
             prefill.target().ledger.load(),
             decode.target().ledger.load(),
         );
         let situation = Situation {
-            // What is cached where is not known yet.
-            uncached: tokens,
+            uncached: decode.uncached(),
+            uncached_at_prefill: prefill.uncached(),
             // This request itself is booked already.
-            prefill_queue: ahead.prefill_tokens.saturating_sub(tokens),
+            prefill_queue: ahead.prefill_tokens.saturating_sub(prefill.uncached()),
             decode_queue: at_decode.prefill_tokens,
             streams: at_decode.requests.saturating_sub(1),
         };
@@ -194,7 +193,10 @@ impl Fleet {
             ..GenerateRequest::clone(&order.request)
         };
         let nobody = || DispatchError::new(Code::Unavailable, "no decode worker is connected");
-        let booked = self.decode.choose(&Ask::new(&request, &tried.decode));
+        let booked = self.decode.choose(&Ask {
+            tried: &tried.decode,
+            ..order.ask(&request)
+        });
         let booked = booked.ok_or_else(nobody)?;
         let (worker, work) = (
             booked.worker().clone(),
@@ -245,7 +247,8 @@ impl Fleet {
                         self.prefill.choose(&Ask {
                             preferred: Some(&at),
                             partner: Some(decode.worker()),
-                            ..Ask::new(request, &failures.lock())
+                            tried: &failures.lock(),
+                            ..order.ask_prefill(request)
                         })
                     });
                 let gone =
@@ -332,6 +335,7 @@ impl Fleet {
         computed: Computed,
     ) -> Result<Attempt, Broken> {
         let worker = decode.worker().clone();
+        let fetched = decode.uncached();
         let Computed {
             held,
             by,
@@ -342,7 +346,7 @@ impl Fleet {
         let request = decode_request(order, params.clone(), transfer_id.clone());
         let since = Instant::now();
         match decode.begin(&request).await {
-            Ok(attempt) => Ok(self.begun(order, attempt, delta, since)),
+            Ok(attempt) => Ok(self.begun(attempt, delta, fetched, since)),
             Err(error) => {
                 self.metrics.handoff.failed.increment(1);
                 failed(&worker, &error, &mut tried.decode);
@@ -363,16 +367,15 @@ impl Fleet {
         }
     }
 
-    /// Notes that an answer has begun.
-    fn begun(&self, order: &Order, mut attempt: Attempt, prompt: Delta, since: Instant) -> Attempt {
+    /// Notes that an answer has begun, for which `fetched` tokens' KV went from one engine to the other.
+    fn begun(&self, mut attempt: Attempt, prompt: Delta, fetched: u64, since: Instant) -> Attempt {
         let took = since.elapsed();
         self.metrics.handoff.transfer.record(took);
         self.metrics.handoff.done.increment(1);
-        let tokens = prompt_tokens(&order.request) as f64;
         self.measured
             .lock()
             .transfer
-            .add(tokens, took.as_secs_f64());
+            .add(fetched as f64, took.as_secs_f64());
         attempt.preface(prompt.prompt_logprobs, prompt.cached_tokens);
         attempt
     }
@@ -419,6 +422,13 @@ fn decode_request(order: &Order, params: Bytes, transfer_id: String) -> Generate
     request
 }
 
-fn prompt_tokens(request: &GenerateRequest) -> u64 {
-    (request.prompt_tokens.len() / size_of::<u32>()) as u64
+/// Returns the error of a request for which no two workers could be found.
+fn no_pair(order: &Order) -> DispatchError {
+    let message = match order.route.as_deref() {
+        Some(route) if route.worker.is_some() || route.prefill_worker.is_some() => {
+            "the workers that the request names do not take it, or do not fit each other"
+        }
+        Some(_) | None => "no decode worker and prefill worker of this model fit each other",
+    };
+    DispatchError::new(Code::Unavailable, message)
 }

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use stator_common::card::Card;
+use stator_common::events::ViewId;
 use stator_common::plane::tcp::{Client, State};
 use stator_common::proto::worker::Load;
 use stator_common::{Code, WorkerId};
-use stator_router::Ledger;
+use stator_router::{Ledger, Room};
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use crate::knowledge::{Entry, Knowledge};
 
 /// How long a worker is avoided after its first failure; doubles with each further one.
 const INHIBIT_FIRST: Duration = Duration::from_millis(500);
@@ -162,16 +165,51 @@ pub struct Target {
     pub dp_rank: Option<u32>,
     /// What this processor booked on it.
     pub ledger: Ledger,
+    /// How much it runs at once.
+    pub(crate) room: Room,
+    /// What is known of its cache, where that is looked at.
+    entry: Option<Entry>,
 }
 
 impl Target {
     /// Returns the targets that a worker offers.
-    pub(crate) fn of(worker: &Arc<Worker>) -> impl Iterator<Item = Self> {
-        let ranks = worker.card.model.dp_size.max(1);
-        (0..ranks).map(move |rank| Self {
-            worker: Arc::clone(worker),
-            dp_rank: (ranks > 1).then_some(rank),
-            ledger: Ledger::default(),
+    pub(crate) fn of(
+        worker: &Arc<Worker>,
+        knowledge: Option<&Arc<Knowledge>>,
+    ) -> impl Iterator<Item = Self> {
+        let model = &worker.card.model;
+        let ranks = model.dp_size.max(1);
+        let blocks = model.kv_blocks / u64::from(ranks);
+        let limit = |limit: u64| if limit == 0 { u64::MAX } else { limit };
+        let room = Room {
+            requests: limit(model.max_num_seqs.into()),
+            kv_tokens: limit(blocks.saturating_mul(model.block_size.into())),
+        };
+        (0..ranks).map(move |rank| {
+            let view = ViewId {
+                worker: worker.id().clone(),
+                dp_rank: rank,
+            };
+            Self {
+                worker: Arc::clone(worker),
+                dp_rank: (ranks > 1).then_some(rank),
+                ledger: Ledger::default(),
+                room,
+                entry: knowledge.map(|knowledge| Entry::new(knowledge, view, blocks)),
+            }
         })
+    }
+
+    /// Returns what is known of its cache, where that is looked at.
+    pub(crate) fn entry(&self) -> Option<&Entry> {
+        self.entry.as_ref()
+    }
+
+    /// Returns the name of its cache.
+    pub(crate) fn view(&self) -> ViewId {
+        ViewId {
+            worker: self.worker.id().clone(),
+            dp_rank: self.dp_rank.unwrap_or(0),
+        }
     }
 }

@@ -214,6 +214,7 @@ mod tests {
                 lease_ms: 30_000,
                 peers: Vec::new(),
             }),
+            kv_events: None,
         };
         change(&mut card);
         card
