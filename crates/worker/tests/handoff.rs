@@ -197,3 +197,28 @@ async fn a_lease_is_as_long_as_the_engine_says() {
     assert!((1..=4000).contains(&lease), "{lease}");
     until("the worker has no requests", || prefill.in_flight() == 0).await;
 }
+
+#[tokio::test]
+async fn a_fetch_that_the_engine_does_not_begin_within_the_lease_is_given_up() {
+    let (_p, _p_engine, _, prefill) = Cluster::handing(Role::Prefill, QUICK).await;
+    // A prompt of 199 tokens keeps it in one step for two seconds.
+    let slow = "--sim-prefill-us-per-token 10000";
+    let (cluster, _d_engine, _, decode) = Cluster::handing(Role::Decode, slow).await;
+    let (first, second) = (computed(&prefill).await, computed(&prefill).await);
+    let busy = submit(&decode, &leg(Leg::Local, &Bytes::new()));
+    cluster.until_requests(1).await;
+    let hurried = GenerateRequest {
+        kv_lease_ms: Some(300),
+        ..leg(Leg::Decode, &first.kv_transfer_params)
+    };
+    let given_up = outcome(&decode, &hurried).await;
+    assert_eq!(code(&given_up), Code::HandoffFailed);
+    // One whose engine answers in time is left alone, however long it waits then.
+    let patient = GenerateRequest {
+        kv_lease_ms: Some(60_000),
+        ..leg(Leg::Decode, &second.kv_transfer_params)
+    };
+    let waited = outcome(&decode, &patient).await;
+    assert_eq!(waited.error, None);
+    drop(busy);
+}
