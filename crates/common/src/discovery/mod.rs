@@ -2,8 +2,9 @@
 //!
 //! A worker registers its [`Card`] and keeps a lease alive as long as it holds the [`Registration`];
 //! whoever watches hears of cards that come, change and go. A lost lease is renewed, never fatal.
-//! Backends: [`mod@file`] for one machine, [`mem`] for one process.
+//! Backends: [`mod@file`] for one machine, [`etcd`] for clusters, [`mem`] for one process.
 
+pub mod etcd;
 pub mod file;
 pub mod mem;
 mod owner;
@@ -80,7 +81,9 @@ pub enum DiscoveryError {
     },
     #[error("a worker's card cannot be written as JSON: {0}")]
     Card(#[from] serde_json::Error),
-    #[error("'{0}' cannot be part of a file name")]
+    #[error("etcd at {endpoints}: {reason}")]
+    Etcd { endpoints: String, reason: String },
+    #[error("'{0}' cannot be part of a file name or a key")]
     Name(String),
 }
 
@@ -88,7 +91,7 @@ impl DiscoveryError {
     /// Returns what this means for a request.
     pub fn code(&self) -> Code {
         match self {
-            Self::Io { .. } => Code::Unavailable,
+            Self::Io { .. } | Self::Etcd { .. } => Code::Unavailable,
             Self::Card(_) | Self::Name(_) => Code::Internal,
         }
     }
