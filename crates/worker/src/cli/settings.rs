@@ -6,7 +6,7 @@ use clap::{ValueEnum, builder::BoolishValueParser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     card::{Endpoint, Role},
-    settings::{DiscoveryBackend, duration},
+    settings::{DiscoveryBackend, EtcdSettings, duration},
 };
 use stator_engine::handoff::ShortName;
 
@@ -96,6 +96,11 @@ pub struct Settings {
     /// Folder of the file discovery [default: stator-UID in the temporary folder].
     #[arg(long, alias = "file-kv", value_name = "DIR", help_heading = "Place")]
     pub discovery_path: Option<PathBuf>,
+
+    /// How etcd is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    pub etcd: EtcdSettings,
 
     /// How requests come [default: tcp].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]

@@ -26,13 +26,17 @@ pub fn load(
         Some(path) => read_toml(path)?,
         None => toml::Table::new(),
     };
-    merged.extend(layer(&environment_settings(role, environment)?)?);
-    merged.extend(layer(&cli.settings)?);
+    settings::overlay(
+        &mut merged,
+        layer(&environment_settings(role, environment)?)?,
+    );
+    settings::overlay(&mut merged, layer(&cli.settings)?);
     let mut config: Config = merged
         .try_into()
         .map_err(|error| ConfigError::Value(Box::new(error)))?;
     config.vllm = cli.vllm.clone();
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), environment)?;
+    config.etcd.read_password(environment)?;
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
     }

@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
-pub use stator_common::settings::Secret;
+pub use stator_common::settings::{EtcdSettings, Secret};
 
 use stator_engine::{
     handoff::{HandOff, ShortName, TransferConfig},
@@ -58,6 +58,9 @@ pub struct Config {
     pub discovery_backend: DiscoveryBackend,
     /// Folder of the file discovery. Absent: the default that processors use too.
     pub discovery_path: Option<PathBuf>,
+    /// How etcd is reached.
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    pub etcd: EtcdSettings,
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
@@ -140,6 +143,7 @@ impl Default for Config {
             is_decode_worker: false,
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
+            etcd: EtcdSettings::default(),
             request_plane: RequestPlane::Tcp,
             event_plane: EventPlane::Zmq,
             host: "127.0.0.1".to_owned(),
