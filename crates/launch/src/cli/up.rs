@@ -64,7 +64,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Workers")]
     pub(crate) prefill_tp: Option<u16>,
 
-    /// The same for decode workers: as for prefill workers, or a multiple of it.
+    /// The same for decode workers: as for prefill workers, or a multiple or a divisor of it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Workers")]
     pub(crate) decode_tp: Option<u16>,
 

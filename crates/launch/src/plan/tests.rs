@@ -233,7 +233,7 @@ fn what_contradicts_itself_is_refused_with_what_works() {
         (format!("{both} --tp 2"), "say --prefill-tp and --decode-tp"),
         (
             format!("{both} --prefill-tp 2 --decode-tp 3"),
-            "--decode-tp the value",
+            "must be a multiple of the other",
         ),
         ("stator up m --tp 2 -- -tp 4".into(), "keep one of them"),
         (format!("{both} --connector none"), "say --connector nixl"),

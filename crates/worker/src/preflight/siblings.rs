@@ -1,4 +1,8 @@
-//! Whether the workers of the other side, as far as they are known already, can work with this one.
+//! Whether the workers that are known already can work with this one.
+//!
+//! One that fits nobody may still be the first of an upgrade, whose others follow: as long as the model is served
+//! without it, that is a warning. It is an error where this worker was to complete the model and cannot: the other
+//! side is there, nobody else of its own side is, and none of them fit.
 
 use std::time::Duration;
 
@@ -7,7 +11,7 @@ use stator_common::{
     card::Role,
     discovery::{Discovery, Event},
 };
-use stator_engine::{HandOff, flags::Given};
+use stator_engine::{HandOff, flags::Given, handoff::widths_fit};
 use tokio::time;
 
 use super::{Finding, Subject};
@@ -46,8 +50,7 @@ pub(super) async fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     let names = config.names();
     let place = config.place(subject.role);
     let cards = known(subject.discovery).await.into_iter().filter(|card| {
-        card.role == other
-            && card.endpoint.namespace == place.namespace
+        card.endpoint.namespace == place.namespace
             && card.model.names.iter().any(|name| names.contains(name))
     });
     judge(&own, other, &cards.collect::<Vec<_>>())
@@ -72,13 +75,20 @@ async fn known(discovery: &dyn Discovery) -> Vec<Card> {
     cards
 }
 
+/// - `cards`: those who call their model the same.
 fn judge(own: &Own<'_>, other: Role, cards: &[Card]) -> Vec<Finding> {
+    // Somebody serves with them, or is about to.
+    let complete = cards
+        .iter()
+        .any(|card| [own.role, Role::Agg].contains(&card.role));
+    let cards: Vec<&Card> = cards.iter().filter(|card| card.role == other).collect();
     if cards.is_empty() {
         let found = format!("no {other} worker of this model is known yet");
         return vec![Finding::fine("other side", found)];
     }
     let judged: Vec<(Vec<String>, &Card)> = cards
         .iter()
+        .copied()
         .map(|card| (differences(own, card), card))
         .collect();
     let fitting = judged.iter().filter(|(why, _)| why.is_empty()).count();
@@ -91,8 +101,7 @@ fn judge(own: &Own<'_>, other: Role, cards: &[Card]) -> Vec<Finding> {
         let found = format!("{} does not fit: {}", card.worker, why.join("; "));
         let remedy = "start both sides alike in this, or give this pool a --namespace or a \
                       --served-model-name of its own";
-        // Among others that fit it may be one of an upgrade that is under way.
-        findings.push(if fitting > 0 {
+        findings.push(if fitting > 0 || complete {
             Finding::warning("other side", found, remedy)
         } else {
             Finding::error("other side", found, remedy)
@@ -144,10 +153,10 @@ fn differences(own: &Own<'_>, card: &Card) -> Vec<String> {
     } else {
         (theirs.tensor_parallel_size, own.tensor)
     };
-    if prefill == 0 || !decode.is_multiple_of(prefill) {
+    if !widths_fit(prefill, decode) {
         why.push(format!(
             "a decode engine over {decode} devices cannot take KV from a prefill engine over {prefill}: \
-             it must be as many or a multiple"
+             one must be a multiple of the other"
         ));
     }
     why
@@ -241,6 +250,9 @@ mod tests {
             (findings[0].severity, findings[0].found.clone())
         };
         assert_eq!(fits(|_| {}).0, Severity::Fine);
+        // Either side may be the wider.
+        let wider = |card: &mut Card| card.handoff.as_mut().unwrap().tensor_parallel_size = 4;
+        assert_eq!(fits(wider).0, Severity::Fine);
         type Change = fn(&mut Card);
         let changes: [(Change, &str); 4] = [
             (
@@ -252,8 +264,8 @@ mod tests {
                 "NixlPushConnector there",
             ),
             (
-                |card| card.handoff.as_mut().unwrap().tensor_parallel_size = 4,
-                "over 2 devices cannot take KV from a prefill engine over 4",
+                |card| card.handoff.as_mut().unwrap().tensor_parallel_size = 3,
+                "over 2 devices cannot take KV from a prefill engine over 3",
             ),
             (|card| card.handoff = None, "hands nothing on"),
         ];
@@ -275,6 +287,27 @@ mod tests {
         assert_eq!(severities, [Severity::Fine, Severity::Warning]);
         let sizes = judged(&[prefill(|card| card.model.block_size = 16)]);
         assert_eq!(sizes[1].severity, Severity::Warning);
+    }
+
+    #[test]
+    fn the_first_of_an_upgrade_is_not_kept_from_starting() {
+        let old = |card: &mut Card| card.model.vllm_version = "0.31.0".to_owned();
+        let apart = |card: &mut Card| {
+            old(card);
+            card.handoff = None;
+        };
+        for role in [Role::Decode, Role::Agg] {
+            let served = prefill(|card| {
+                old(card);
+                card.role = role;
+            });
+            assert_eq!(
+                judged(&[prefill(apart), served])[0].severity,
+                Severity::Warning,
+                "{role}"
+            );
+        }
+        assert_eq!(judged(&[prefill(apart)])[0].severity, Severity::Error);
     }
 
     #[tokio::test]
