@@ -4,18 +4,18 @@
 //! without it, that is a warning. It is an error where this worker was to complete the model and cannot: the other
 //! side is there, nobody else of its own side is, and none of them fit.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use stator_common::{
     Card,
-    card::Role,
+    card::{Model, Role},
     discovery::{Discovery, Event},
 };
-use stator_engine::{HandOff, flags::Given, handoff::widths_fit};
+use stator_engine::{HandOff, flags::Given, handoff::widths_fit, model};
 use tokio::time;
 
 use super::{Finding, Subject};
-use crate::{config::Config, launch::size};
+use crate::{card::parsers, config::Config, files::Files, launch::size};
 
 /// Discovery tells what is there at once; whoever comes later than this is new.
 const QUIET: Duration = Duration::from_millis(300);
@@ -26,7 +26,10 @@ struct Own<'a> {
     role: Role,
     handoff: HandOff,
     tensor: u32,
+    /// What processors compare; absent where only the running engine knows.
     block_size: Option<u32>,
+    max_model_len: Option<u32>,
+    files: Option<Files>,
 }
 
 pub(super) async fn examine(subject: &Subject<'_>) -> Vec<Finding> {
@@ -40,12 +43,28 @@ pub(super) async fn examine(subject: &Subject<'_>) -> Vec<Finding> {
         return Vec::new();
     };
     let given = Given::read(&config.engine_args);
+    let folder = model::folder(&config.model);
+    // vLLM makes the blocks larger than it was told where layers of several kinds share them.
+    let keeps_block_size = !given.has("kv-cache-dtype-skip-layers")
+        && folder
+            .as_deref()
+            .is_some_and(|folder| !model::is_hybrid(folder));
+    let number = |name| given.value(name).and_then(|value: &str| value.parse().ok());
+    let template = config.chat_template.as_deref();
     let own = Own {
         config,
         role: subject.role,
         handoff,
         tensor: size(&given, "tensor-parallel-size"),
-        block_size: given.value("block-size").and_then(|size| size.parse().ok()),
+        block_size: number("block-size").filter(|_| keeps_block_size),
+        max_model_len: number("max-model-len"),
+        files: Files::read(
+            &config.model,
+            folder.as_deref(),
+            template,
+            &config.engine_args,
+        )
+        .ok(),
     };
     let names = config.names();
     let place = config.place(subject.role);
@@ -100,35 +119,21 @@ fn judge(own: &Own<'_>, other: Role, cards: &[Card]) -> Vec<Finding> {
     for (why, card) in judged.iter().filter(|(why, _)| !why.is_empty()) {
         let found = format!("{} does not fit: {}", card.worker, why.join("; "));
         let remedy = "start both sides alike in this, or give this pool a --namespace or a \
-                      --served-model-name of its own";
+                      --served-model-name of its own; of an upgrade, the new ones serve when the old ones have gone";
         findings.push(if fitting > 0 || complete {
             Finding::warning("other side", found, remedy)
         } else {
             Finding::error("other side", found, remedy)
         });
     }
-    let sizes = cards.iter().filter(|card| {
-        own.block_size
-            .is_some_and(|own| own != card.model.block_size)
-    });
-    for card in sizes {
-        findings.push(Finding::warning(
-            "other side",
-            format!(
-                "{} has KV blocks of {} tokens, this worker of {}",
-                card.worker,
-                card.model.block_size,
-                own.block_size.unwrap_or_default()
-            ),
-            "the same --block-size on both sides: not every connector and layout can convert",
-        ));
-    }
     findings
 }
 
-/// Returns in what a hand-off between the two would fail.
+/// Returns in what a hand-off between the two would fail, and why processors would take them for two models (as
+/// `Model::fingerprint` has it).
 fn differences(own: &Own<'_>, card: &Card) -> Vec<String> {
-    let mut why = Vec::new();
+    let mut why = files(own, &card.model);
+    let model = &card.model;
     let mut differ = |what: &str, theirs: &str, ours: &str| {
         if theirs != ours {
             why.push(format!("{what} is {theirs} there and {ours} here"));
@@ -136,6 +141,26 @@ fn differences(own: &Own<'_>, card: &Card) -> Vec<String> {
     };
     if let Some(vllm) = &own.config.vllm {
         differ("vLLM", &card.model.vllm_version, &vllm.schema.vllm_version);
+    }
+    differ(
+        "the list of names",
+        &model.names.join(","),
+        &own.config.names().join(","),
+    );
+    for (what, theirs, ours) in [
+        ("the block size", model.block_size, own.block_size),
+        ("max_model_len", model.max_model_len, own.max_model_len),
+    ] {
+        let ours = ours.unwrap_or(theirs);
+        differ(what, &theirs.to_string(), &ours.to_string());
+    }
+    let named = |parser: &Option<String>| parser.clone().unwrap_or_else(|| "none".to_owned());
+    let (tool_call, reasoning) = parsers(own.config);
+    for (what, theirs, ours) in [
+        ("the tool call parser", &model.tool_call_parser, tool_call),
+        ("the reasoning parser", &model.reasoning_parser, reasoning),
+    ] {
+        differ(what, &named(theirs), &named(&ours));
     }
     // NIXL compares the name as it was given (nixl/metadata.py, `compute_nixl_compatibility_hash`).
     differ("the model", &card.model.root, &own.config.model);
@@ -162,13 +187,27 @@ fn differences(own: &Own<'_>, card: &Card) -> Vec<String> {
     why
 }
 
+/// Returns which files of the model are not the same.
+fn files(own: &Own<'_>, theirs: &Model) -> Vec<String> {
+    let Some(ours) = own.files.as_ref().map(|files| &files.named) else {
+        return Vec::new();
+    };
+    let theirs = &theirs.files;
+    let names: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+    names
+        .into_iter()
+        .filter(|name| ours.get(*name) != theirs.get(*name))
+        .map(|name| format!("{name} is not the same"))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use stator_common::{
         WorkerId,
-        card::{self, HandOffProtocol, Model},
+        card::{self, HandOffProtocol},
         discovery::mem::Mem,
     };
     use stator_engine::handoff::Connector;
@@ -239,6 +278,8 @@ mod tests {
             },
             tensor: 2,
             block_size: Some(32),
+            max_model_len: None,
+            files: None,
         };
         judge(&own, Role::Prefill, cards)
     }
@@ -254,7 +295,23 @@ mod tests {
         let wider = |card: &mut Card| card.handoff.as_mut().unwrap().tensor_parallel_size = 4;
         assert_eq!(fits(wider).0, Severity::Fine);
         type Change = fn(&mut Card);
-        let changes: [(Change, &str); 4] = [
+        let changes: [(Change, &str); 8] = [
+            (
+                |card| card.model.block_size = 16,
+                "block size is 16 there and 32 here",
+            ),
+            (
+                |card| card.model.names.push("n".to_owned()),
+                "m,n there and m here",
+            ),
+            (
+                |card| card.model.tool_call_parser = Some("hermes".to_owned()),
+                "hermes there and none here",
+            ),
+            (
+                |card| card.model.reasoning_parser = Some("qwen3".to_owned()),
+                "qwen3 there and none here",
+            ),
             (
                 |card| card.model.root = "/n".to_owned(),
                 "/n there and /m here",
@@ -285,8 +342,6 @@ mod tests {
         ]);
         let severities: Vec<_> = findings.iter().map(|finding| finding.severity).collect();
         assert_eq!(severities, [Severity::Fine, Severity::Warning]);
-        let sizes = judged(&[prefill(|card| card.model.block_size = 16)]);
-        assert_eq!(sizes[1].severity, Severity::Warning);
     }
 
     #[test]
@@ -308,6 +363,37 @@ mod tests {
             );
         }
         assert_eq!(judged(&[prefill(apart)])[0].severity, Severity::Error);
+    }
+
+    #[test]
+    fn what_only_the_running_engine_knows_is_not_compared_and_files_are() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let read = Files::read("m", Some(folder.path()), None, &[]).unwrap();
+        let config = config();
+        let mut own = Own {
+            config: &config,
+            role: Role::Decode,
+            handoff: HandOff {
+                connector: Connector::Nixl,
+                lease: Duration::from_secs(30),
+            },
+            tensor: 2,
+            block_size: None,
+            max_model_len: None,
+            files: None,
+        };
+        let card = prefill(|card| card.model.block_size = 544);
+        assert_eq!(differences(&own, &card), Vec::<String>::new());
+        own.files = Some(read);
+        own.max_model_len = Some(128);
+        assert_eq!(
+            differences(&own, &card),
+            [
+                "config.json is not the same",
+                "max_model_len is 64 there and 128 here"
+            ]
+        );
     }
 
     #[tokio::test]
