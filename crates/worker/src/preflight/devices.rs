@@ -18,13 +18,31 @@ const DEFAULT_SHARE: f64 = 0.92;
 /// A driver that answers later than this is not asked any longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A GPU, in MiB.
+/// A GPU, or a part of one.
 #[derive(Clone, Debug, PartialEq)]
 struct Device {
     index: String,
     uuid: String,
+    /// Absent where the driver does not say: of a part, or where the memory is the machine's own.
+    memory: Option<Memory>,
+}
+
+/// In MiB.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Memory {
     total: f64,
     free: f64,
+}
+
+impl Device {
+    /// Returns what `CUDA_VISIBLE_DEVICES` calls a part of a GPU: the driver lists those elsewhere, by other names.
+    fn part(name: &str) -> Option<Self> {
+        name.starts_with("MIG-").then(|| Self {
+            index: name.to_owned(),
+            uuid: name.to_owned(),
+            memory: None,
+        })
+    }
 }
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
@@ -58,11 +76,15 @@ async fn ask() -> Option<Vec<Device>> {
 fn read(text: &str) -> Vec<Device> {
     let device = |line: &str| {
         let mut fields = line.split(',').map(str::trim);
+        let (index, uuid) = (fields.next()?.to_owned(), fields.next()?.to_owned());
+        let mut size = || fields.next()?.parse().ok();
+        let memory = size()
+            .zip(size())
+            .map(|(total, free)| Memory { total, free });
         Some(Device {
-            index: fields.next()?.to_owned(),
-            uuid: fields.next()?.to_owned(),
-            total: fields.next()?.parse().ok()?,
-            free: fields.next()?.parse().ok()?,
+            index,
+            uuid,
+            memory,
         })
     };
     text.lines().filter_map(device).collect()
@@ -75,18 +97,18 @@ fn judge(config: &Config, devices: &[Device], visible: Option<&str>) -> Vec<Find
     let share: f64 = share.unwrap_or(DEFAULT_SHARE);
     let count = config.data_parallel_size as usize * devices_each(&config.engine_args);
     let visible = visible.filter(|list| !list.is_empty());
-    let chosen: Vec<&Device> = match visible {
+    let chosen: Vec<Device> = match visible {
         Some(list) => list
             .split(',')
             .map(str::trim)
             .filter_map(|name| {
                 let is_it =
                     |device: &&Device| device.index == name || device.uuid.starts_with(name);
-                devices.iter().find(is_it)
+                Device::part(name).or_else(|| devices.iter().find(is_it).cloned())
             })
             .take(count)
             .collect(),
-        None => devices.iter().take(count).collect(),
+        None => devices.iter().take(count).cloned().collect(),
     };
     if chosen.len() < count && !spans_machines(&given) {
         return vec![Finding::error(
@@ -100,9 +122,11 @@ fn judge(config: &Config, devices: &[Device], visible: Option<&str>) -> Vec<Find
         )];
     }
     let findings = chosen.into_iter().map(|device| {
-        let Device {
-            index, total, free, ..
-        } = device;
+        let index = device.index;
+        let Some(Memory { total, free }) = device.memory else {
+            let found = format!("GPU {index}, whose free memory the driver does not tell");
+            return Finding::fine("devices", found);
+        };
         let asked = total * share;
         let found = format!(
             "GPU {index} has {:.1} of {:.1} GiB free, {:.1} GiB are asked for (--gpu-memory-utilization {share})",
@@ -110,7 +134,7 @@ fn judge(config: &Config, devices: &[Device], visible: Option<&str>) -> Vec<Find
             total / 1024.0,
             asked / 1024.0
         );
-        if *free >= asked {
+        if free >= asked {
             Finding::fine("devices", found)
         } else {
             // Rounded down, with a little left for what the driver itself takes.
@@ -156,6 +180,17 @@ mod tests {
         assert_eq!(severities("-tp 4", None), [Error]);
         // Ray and further nodes bring their own.
         assert_eq!(severities("-tp 4 --nnodes 2", None), [Fine, Error]);
+    }
+
+    #[test]
+    fn a_part_of_a_gpu_counts_as_one_whose_memory_is_not_told() {
+        use Severity::{Error, Fine};
+        let two = Some("MIG-3d0a6a13-57a5-5d8b, MIG-GPU-bb/1/0");
+        assert_eq!(severities("-tp 2", two), [Fine, Fine]);
+        assert_eq!(severities("-tp 3", two), [Error]);
+        let untold = read("0, GPU-aa, [N/A], [N/A]\n");
+        let findings = judge(&Config::default(), &untold, None);
+        assert_eq!(findings[0].severity, Fine, "{findings:?}");
     }
 
     #[test]
