@@ -80,6 +80,9 @@ impl Plan {
         if up.engine_keep {
             spec.args.push("--engine-keep".into());
         }
+        if up.share_gpus {
+            spec.args.push("--share-gpus".into());
+        }
         for connector in self.connectors(role) {
             push(&mut spec.args, "--connector", connector);
         }

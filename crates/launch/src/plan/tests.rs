@@ -108,6 +108,7 @@ fn ranks_belong_to_every_worker_and_each_takes_its_gpus() {
     for none in ["--engine sim", "--engine attach", "--share-gpus"] {
         assert_eq!(gpus(&format!("stator up m --tp 2 {none}")), [0]);
     }
+    assert!(line(&specs("stator up m --share-gpus")[1]).contains("--share-gpus"));
 }
 
 #[test]

@@ -99,6 +99,8 @@ pub struct Config {
     pub run_dir: Option<PathBuf>,
     /// Independent engines of this worker. Default 1.
     pub data_parallel_size: u32,
+    /// Whether those engines may share GPUs. Default false.
+    pub share_gpus: bool,
     /// Whether this is only a further node of an engine. Default false.
     pub headless: bool,
     /// Whether a vLLM outside the tested versions is accepted. Default false.
@@ -158,6 +160,7 @@ impl Default for Config {
             engine_keep: false,
             run_dir: None,
             data_parallel_size: 1,
+            share_gpus: false,
             headless: false,
             any_vllm_version: false,
             engine_ready_timeout: Duration::from_secs(600),

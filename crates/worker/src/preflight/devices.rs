@@ -95,8 +95,15 @@ fn judge(config: &Config, devices: &[Device], visible: Option<&str>) -> Vec<Find
     let share = given.value("gpu-memory-utilization");
     let share = share.and_then(|share| share.parse().ok());
     let share: f64 = share.unwrap_or(DEFAULT_SHARE);
-    let count = config.data_parallel_size as usize * devices_each(&config.engine_args);
     let visible = visible.filter(|list| !list.is_empty());
+    let each = devices_each(&config.engine_args);
+    let all = config.data_parallel_size as usize * each;
+    // As `launch::devices` has it.
+    let (count, least) = match (config.share_gpus, visible) {
+        (true, Some(_)) => (all, each),
+        (true, None) => (each, each),
+        (false, _) => (all, all),
+    };
     let chosen: Vec<Device> = match visible {
         Some(list) => list
             .split(',')
@@ -110,17 +117,24 @@ fn judge(config: &Config, devices: &[Device], visible: Option<&str>) -> Vec<Find
             .collect(),
         None => devices.iter().take(count).cloned().collect(),
     };
-    if chosen.len() < count && !spans_machines(&given) {
+    if chosen.len() < least && !spans_machines(&given) {
         return vec![Finding::error(
             "devices",
             format!(
-                "the engines take {count} GPUs, and {} can be had",
+                "the engines take {least} GPUs, and {} can be had",
                 chosen.len()
             ),
-            "a smaller --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or more in \
-             CUDA_VISIBLE_DEVICES",
+            "a smaller --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, more in \
+             CUDA_VISIBLE_DEVICES, or --share-gpus for several ranks",
         )];
     }
+    // On the device that has most.
+    let sharing = if config.share_gpus {
+        all.div_ceil(chosen.len().max(1)) as f64
+    } else {
+        1.0
+    };
+    let share = share * sharing;
     let findings = chosen.into_iter().map(|device| {
         let index = device.index;
         let Some(Memory { total, free }) = device.memory else {
@@ -138,7 +152,7 @@ fn judge(config: &Config, devices: &[Device], visible: Option<&str>) -> Vec<Find
             Finding::fine("devices", found)
         } else {
             // Rounded down, with a little left for what the driver itself takes.
-            let fits = ((free / total - 0.01) * 100.0).floor() / 100.0;
+            let fits = ((free / total - 0.01) / sharing * 100.0).floor() / 100.0;
             let remedy = format!(
                 "end what uses it (nvidia-smi shows it), choose another in CUDA_VISIBLE_DEVICES, or say \
                  --gpu-memory-utilization {:.2}",
@@ -191,6 +205,28 @@ mod tests {
         let untold = read("0, GPU-aa, [N/A], [N/A]\n");
         let findings = judge(&Config::default(), &untold, None);
         assert_eq!(findings[0].severity, Fine, "{findings:?}");
+    }
+
+    #[test]
+    fn engines_that_share_a_device_ask_for_its_memory_together() {
+        use Severity::{Error, Fine};
+        let judged = |utilization: &str, visible| {
+            let config = Config {
+                data_parallel_size: 3,
+                share_gpus: true,
+                engine_args: vec![format!("--gpu-memory-utilization={utilization}")],
+                ..Config::default()
+            };
+            let findings = judge(&config, &read(TWO), visible);
+            findings
+                .iter()
+                .map(|finding| finding.severity)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(judged("0.3", None), [Fine]);
+        assert_eq!(judged("0.4", None), [Error]);
+        assert_eq!(judged("0.1", Some("0,1")), [Fine, Fine]);
+        assert_eq!(judged("0.2", Some("0,1")), [Fine, Error]);
     }
 
     #[test]
