@@ -12,9 +12,10 @@ mod tests;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
-use stator_common::card::Role;
+use stator_common::{card::Role, settings::duration};
 use stator_engine::flags::Given;
 
 use crate::cli::{Engine, Up};
@@ -143,6 +144,16 @@ impl Plan {
         let sizes = |name| size(name).unwrap_or(1).max(1);
         let engine: usize = sizes("tensor-parallel-size") * sizes("pipeline-parallel-size");
         engine.div_ceil(sizes("nnodes")) * sizes("data-parallel-size")
+    }
+
+    /// Returns how long a worker waits for its engine, before it gives up.
+    pub(crate) fn engine_ready_timeout(&self, role: Role) -> Duration {
+        let args = self.engine_args(role);
+        let given = Given::read(&args).value("engine-ready-timeout");
+        // One that is no time is refused by the worker. The default is the worker's.
+        given
+            .and_then(|time| duration(time).ok())
+            .unwrap_or(Duration::from_secs(600))
     }
 
     /// Returns the folders of a worker's engines.
