@@ -17,10 +17,10 @@ use stator_engine::{
 
 use crate::{
     config::{Config, ConfigError},
-    launch::{engine_args, size},
+    launch::{engine_args, size, steps_together},
 };
 
-use side::{free_port, record, recorded};
+use side::{free_ports, record, recorded};
 
 pub(crate) use side::Side;
 
@@ -57,7 +57,17 @@ pub(crate) struct Transfer {
     handoff: Option<HandOff>,
     /// One per rank; empty where no connector has one.
     pub(crate) sides: Vec<Side>,
+    /// What ranks that step together are told, all the same: each makes its own of it.
+    base: Option<Base>,
     env: Vec<(OsString, OsString)>,
+}
+
+/// Of which rank `r` makes `port + r` for NIXL (nixl/base_scheduler.py), and `{engine_id}_dp{r}`
+/// (v1/engine/core.py, both 0.32).
+#[derive(Debug)]
+struct Base {
+    port: u16,
+    engine_id: Option<String>,
 }
 
 impl Transfer {
@@ -123,6 +133,20 @@ impl Transfer {
                 None => {}
             }
         }
+        let several = run_dirs.len() > 1;
+        let base = if several && steps_together(config) {
+            let ranks = u16::try_from(run_dirs.len()).unwrap_or(u16::MAX);
+            Some(Base {
+                port: match named_port {
+                    Some(first) => first,
+                    None => free_ports(host, ranks, &[])?,
+                },
+                engine_id: by_router
+                    .then(|| transfer.engine_id().map_or_else(random_id, str::to_owned)),
+            })
+        } else {
+            None
+        };
         let mut sides = Vec::new();
         for (rank, run_dir) in (0..).zip(run_dirs) {
             if config.engine_keep
@@ -131,19 +155,23 @@ impl Transfer {
                 sides.push(side);
                 continue;
             }
-            let port = match named_port {
+            let first = base.as_ref().map(|base| base.port).or(named_port);
+            let port = match first {
+                // Only the first has Mooncake's server, and all use it.
+                Some(first) if mooncake && base.is_some() => first,
                 Some(first) => first.checked_add(rank).ok_or(TransferError::Port {
                     name: port_name,
                     value: format!("{first} + rank {rank}"),
                 })?,
-                None => free_port(host, &sides)?,
+                None => free_ports(host, 1, &sides)?,
             };
-            let engine_id = by_router.then(|| match (transfer.engine_id(), run_dirs.len()) {
-                (Some(id), 1) => id.to_owned(),
-                // As vLLM names its own ranks (v1/engine/core.py).
-                (Some(id), _) => format!("{id}_dp{rank}"),
-                (None, _) => format!("stator-{:016x}", rand::random::<u64>()),
-            });
+            let engine_id = match (&base, transfer.engine_id()) {
+                (Some(base), _) => base.engine_id.as_ref().map(|id| format!("{id}_dp{rank}")),
+                // As vLLM names its own ranks.
+                (None, Some(id)) if several => Some(format!("{id}_dp{rank}")),
+                (None, Some(id)) => by_router.then(|| id.to_owned()),
+                (None, None) => by_router.then(random_id),
+            };
             let side = Side {
                 host: named_host.clone().unwrap_or_else(|| host.to_string()),
                 port,
@@ -160,6 +188,7 @@ impl Transfer {
             config: Some(transfer),
             handoff,
             sides,
+            base,
             env,
         })
     }
@@ -169,11 +198,14 @@ impl Transfer {
         let Some(config) = &self.config else {
             return args;
         };
-        match self
-            .sides
-            .get(rank)
-            .and_then(|side| side.engine_id.as_ref())
-        {
+        let engine_id = match &self.base {
+            Some(base) => base.engine_id.as_ref(),
+            None => self
+                .sides
+                .get(rank)
+                .and_then(|side| side.engine_id.as_ref()),
+        };
+        match engine_id {
             Some(id) => config.clone().with_engine_id(id).put_into(&args),
             // As it was given, if it was.
             None if Given::read(&args).has("kv-transfer-config") => args,
@@ -188,7 +220,8 @@ impl Transfer {
             if side.port_name == PORT {
                 env.push((HOST.into(), side.host.clone().into()));
             }
-            env.push((side.port_name.into(), side.port.to_string().into()));
+            let port = self.base.as_ref().map_or(side.port, |base| base.port);
+            env.push((side.port_name.into(), port.to_string().into()));
         }
         env
     }
@@ -219,6 +252,10 @@ impl Transfer {
             peers: peers.collect(),
         })
     }
+}
+
+fn random_id() -> String {
+    format!("stator-{:016x}", rand::random::<u64>())
 }
 
 /// Returns vLLM's arguments for a further node of an engine, whose connectors are those of the first.
@@ -334,6 +371,34 @@ mod tests {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         assert!(card.peers[1].contains(&id));
+    }
+
+    #[test]
+    fn ranks_that_step_together_are_told_what_their_own_follows_from() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"num_experts": 4}"#).unwrap();
+        let config = Config {
+            model: folder.path().display().to_string(),
+            data_parallel_size: 3,
+            ..config("NixlPushConnector")
+        };
+        let transfer = transfer(&config, 3, &[]);
+        let told = |rank| {
+            let args = transfer.args(config.engine_args.clone(), rank);
+            let given = TransferConfig::given(&args).unwrap().unwrap();
+            let env = transfer.env(rank);
+            let port = env.iter().find(|(name, _)| name == PORT).unwrap();
+            let port: u16 = port.1.to_str().unwrap().parse().unwrap();
+            (given.engine_id().unwrap().to_owned(), port)
+        };
+        let (id, port) = told(0);
+        for rank in 0..3 {
+            assert_eq!(told(rank), (id.clone(), port));
+            let side = &transfer.sides[rank];
+            let own = format!("{id}_dp{rank}");
+            assert_eq!(side.engine_id.as_deref(), Some(&own[..]));
+            assert_eq!(usize::from(side.port), usize::from(port) + rank);
+        }
     }
 
     #[test]
