@@ -43,7 +43,7 @@ pub(crate) enum TransferError {
     Record { path: PathBuf, source: io::Error },
     #[error(
         "others find a {connector} engine that was started elsewhere only if this worker knows where it is: set \
-         {HOST} and {PORT} as they are there, and name its `engine_id` in --kv-transfer-config"
+         {HOST} and {BOOTSTRAP_PORT} as they are there, and name its `engine_id` in --kv-transfer-config"
     )]
     Elsewhere { connector: &'static str },
     #[error(transparent)]
@@ -118,19 +118,20 @@ impl Transfer {
         };
         if elsewhere {
             let known = transfer.engine_id().is_some() && named_port.is_some();
-            match handoff.as_ref().filter(|_| by_router && !known) {
-                Some(handoff) => {
+            match &handoff {
+                Some(handoff) if by_router && !known && !handoff.answers() => {
                     let connector = handoff.connector.name();
                     return Err(TransferError::Elsewhere { connector });
                 }
-                None if !by_router => {
+                // What answers says itself where it is.
+                _ if !(by_router && known) => {
                     return Ok(Self {
                         config: Some(transfer),
                         handoff,
                         ..Self::default()
                     });
                 }
-                None => {}
+                _ => {}
             }
         }
         let several = run_dirs.len() > 1;
@@ -417,12 +418,18 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_elsewhere_that_pushes_has_to_be_told_of() {
-        let config = Config {
-            engine_attach: Some("tcp://127.0.0.1:1".to_owned()),
-            ..config("NixlPushConnector")
+    fn an_engine_elsewhere_has_to_be_told_of_unless_it_says_itself_where_it_is() {
+        let laid_out = |connector| {
+            let config = Config {
+                engine_attach: Some("tcp://127.0.0.1:1".to_owned()),
+                ..config(connector)
+            };
+            Transfer::new(&config, Role::Prefill, HERE, &["x".into()], &|_| None)
         };
-        let refused = Transfer::new(&config, Role::Prefill, HERE, &["x".into()], &|_| None);
+        let refused = laid_out("MooncakeConnector");
         assert!(matches!(refused, Err(TransferError::Elsewhere { .. })));
+        let pushes = laid_out("NixlPushConnector").unwrap();
+        assert!(pushes.sides.is_empty());
+        assert!(pushes.card(&[]).unwrap().peers.is_empty());
     }
 }
