@@ -243,7 +243,7 @@ fn rows<'a>(fleet: &Fleet, statuses: &'a [Option<Status>]) -> Vec<Row<'a>> {
             state: match (member.note(), status) {
                 (Some(note), _) => note.to_owned(),
                 (None, Some(status)) => state_of(status),
-                (None, None) if member.part == Part::Headless => "running".to_owned(),
+                (None, None) if matches!(member.part, Part::Headless(_)) => "running".to_owned(),
                 (None, None) => "starting".to_owned(),
             },
             status: status.as_ref(),

@@ -105,6 +105,11 @@ pub(crate) struct Up {
     #[arg(long, help_heading = "Workers")]
     pub(crate) headless: bool,
 
+    /// With --headless: what the worker is whose engine this node belongs to. Default: agg.
+    #[arg(long, value_name = "ROLE", requires = "headless", value_parser = ["agg", "prefill", "decode"],
+          help_heading = "Workers")]
+    pub(crate) disaggregation_mode: Option<String>,
+
     /// How the processor chooses a worker.
     #[arg(long, visible_alias = "router-mode", default_value = "round-robin", value_name = "POLICY",
           value_parser = ["round-robin", "random", "least-loaded", "kv"], help_heading = "Routing")]

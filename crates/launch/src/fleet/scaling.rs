@@ -140,7 +140,7 @@ impl Fleet {
             .workers()
             .filter_map(|member| match member.part {
                 Part::Worker { role, index } if role == wanted => Some(index),
-                Part::Worker { .. } | Part::Processor | Part::Headless => None,
+                Part::Worker { .. } | Part::Processor | Part::Headless(_) => None,
             })
             .collect();
         (0..u16::MAX).filter(move |index| !taken.contains(index))

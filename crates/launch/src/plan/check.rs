@@ -164,7 +164,21 @@ fn secondary(plan: &Plan) -> Result<()> {
             plan.model
         );
     }
-    Ok(())
+    let role = plan.headless_role();
+    for (flag, given, of) in [
+        ("--tp", up.tp.is_some(), Role::Agg),
+        ("--prefill-tp", up.prefill_tp.is_some(), Role::Prefill),
+        ("--prefill-arg", !up.prefill_arg.is_empty(), Role::Prefill),
+        ("--decode-tp", up.decode_tp.is_some(), Role::Decode),
+        ("--decode-arg", !up.decode_arg.is_empty(), Role::Decode),
+    ] {
+        ensure!(
+            !given || of == role,
+            "{flag} is for {of} workers: say --disaggregation-mode {of}, or leave it out"
+        );
+    }
+    sizes(plan, role)?;
+    connectors(plan, role)
 }
 
 impl Plan {

@@ -39,8 +39,8 @@ pub(crate) enum Part {
         role: Role,
         index: u16,
     },
-    /// The engine of a secondary node.
-    Headless,
+    /// The secondary node of an engine of such a worker.
+    Headless(Role),
 }
 
 /// What a process gets that no other process has.
@@ -114,6 +114,12 @@ impl Plan {
         }
     }
 
+    /// Returns what the worker is whose engine a secondary node belongs to.
+    pub(crate) fn headless_role(&self) -> Role {
+        let named = self.up.disaggregation_mode.as_deref();
+        named.and_then(role::parse).unwrap_or(Role::Agg)
+    }
+
     /// Says whether prompts are computed and continued by different workers.
     pub(crate) fn disaggregated(&self) -> bool {
         self.up.prefill_workers.is_some() || self.up.decode_workers.is_some()
@@ -122,7 +128,7 @@ impl Plan {
     /// Returns the parts that the topology starts with, the processor first.
     pub(crate) fn parts(&self) -> Vec<Part> {
         if self.up.headless {
-            return vec![Part::Headless];
+            return vec![Part::Headless(self.headless_role())];
         }
         let workers = role::ALL
             .into_iter()
@@ -211,7 +217,7 @@ impl Part {
         match self {
             Part::Processor => "processor".into(),
             Part::Worker { role, .. } => role.to_string(),
-            Part::Headless => "headless".into(),
+            Part::Headless(_) => "headless".into(),
         }
     }
 
@@ -219,8 +225,7 @@ impl Part {
     pub(crate) fn program(self) -> String {
         match self {
             Part::Processor => "stator-processor".into(),
-            Part::Worker { role, .. } => role::program(role),
-            Part::Headless => role::program(Role::Agg),
+            Part::Worker { role, .. } | Part::Headless(role) => role::program(role),
         }
     }
 }
@@ -228,7 +233,7 @@ impl Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Part::Processor | Part::Headless => f.write_str(&self.role()),
+            Part::Processor | Part::Headless(_) => f.write_str(&self.role()),
             Part::Worker { role, index } => write!(f, "{role}-{index}"),
         }
     }

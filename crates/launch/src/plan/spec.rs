@@ -25,7 +25,7 @@ impl Plan {
         match part {
             Part::Processor => self.processor(&mut spec),
             Part::Worker { role, .. } => self.worker(&mut spec, role)?,
-            Part::Headless => self.headless(&mut spec),
+            Part::Headless(role) => self.headless(&mut spec, role),
         }
         Ok(spec)
     }
@@ -99,13 +99,13 @@ impl Plan {
     }
 
     /// It takes no requests, so it has no listeners and is in no discovery.
-    fn headless(&self, spec: &mut Spec) {
+    fn headless(&self, spec: &mut Spec, role: Role) {
         spec.args.push("--headless".into());
         self.model(spec);
-        for connector in &self.up.connector {
+        for connector in self.connectors(role) {
             push(&mut spec.args, "--connector", connector);
         }
-        let engine_args = self.engine_args(Role::Agg);
+        let engine_args = self.engine_args(role);
         spec.args.extend(engine_args.iter().map(OsString::from));
     }
 

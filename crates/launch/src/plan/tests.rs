@@ -122,6 +122,18 @@ fn a_secondary_node_is_an_engine_without_a_processor() {
         line.ends_with("--tensor-parallel-size 16 --nnodes 2 --node-rank 1"),
         "{line}"
     );
+    let prefill = "stator up m --headless --disaggregation-mode prefill --prefill-tp 16 -- --nnodes 2 --node-rank 1";
+    let prefill = &specs(prefill)[0];
+    assert_eq!(prefill.program, Path::new("/b/stator-prefill"));
+    let args: Vec<_> = prefill.args.iter().map(|a| a.to_string_lossy()).collect();
+    assert_eq!(
+        args.join(" "),
+        "--headless --model m --connector nixl --tensor-parallel-size 16 --nnodes 2 --node-rank 1"
+    );
+    refused(
+        "stator up m --headless --prefill-tp 2",
+        "say --disaggregation-mode prefill",
+    );
     refused(
         "stator up m --headless --workers 2",
         "stator up --headless m -- ",

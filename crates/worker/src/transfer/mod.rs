@@ -59,6 +59,8 @@ pub(crate) struct Transfer {
     pub(crate) sides: Vec<Side>,
     /// What ranks that step together are told, all the same: each makes its own of it.
     base: Option<Base>,
+    /// The id of an engine of several nodes, who would otherwise each draw one of their own.
+    shared: Option<String>,
     env: Vec<(OsString, OsString)>,
 }
 
@@ -90,6 +92,7 @@ impl Transfer {
         };
         let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
         let handoff = config.handoff(role)?;
+        let shared = shared_id(config, role);
         let mooncake = role == Role::Prefill
             && handoff.as_ref().map(|handoff| handoff.connector) == Some(Connector::Mooncake);
         let port_name = match (transfer.has_nixl(), mooncake) {
@@ -99,6 +102,7 @@ impl Transfer {
                 return Ok(Self {
                     config: Some(transfer),
                     handoff,
+                    shared,
                     ..Self::default()
                 });
             }
@@ -135,6 +139,7 @@ impl Transfer {
             }
         }
         let several = run_dirs.len() > 1;
+        let named_id = transfer.engine_id().or(shared.as_deref());
         let base = if several && steps_together(config) {
             let ranks = u16::try_from(run_dirs.len()).unwrap_or(u16::MAX);
             Some(Base {
@@ -142,8 +147,7 @@ impl Transfer {
                     Some(first) => first,
                     None => free_ports(host, ranks, &[])?,
                 },
-                engine_id: by_router
-                    .then(|| transfer.engine_id().map_or_else(random_id, str::to_owned)),
+                engine_id: by_router.then(|| named_id.map_or_else(random_id, str::to_owned)),
             })
         } else {
             None
@@ -166,7 +170,7 @@ impl Transfer {
                 })?,
                 None => free_ports(host, 1, &sides)?,
             };
-            let engine_id = match (&base, transfer.engine_id()) {
+            let engine_id = match (&base, named_id) {
                 (Some(base), _) => base.engine_id.as_ref().map(|id| format!("{id}_dp{rank}")),
                 // As vLLM names its own ranks.
                 (None, Some(id)) if several => Some(format!("{id}_dp{rank}")),
@@ -190,6 +194,7 @@ impl Transfer {
             handoff,
             sides,
             base,
+            shared,
             env,
         })
     }
@@ -206,7 +211,8 @@ impl Transfer {
                 .get(rank)
                 .and_then(|side| side.engine_id.as_ref()),
         };
-        match engine_id {
+        let given = config.engine_id().is_some();
+        match engine_id.or(self.shared.as_ref().filter(|_| !given)) {
             Some(id) => config.clone().with_engine_id(id).put_into(&args),
             // As it was given, if it was.
             None if Given::read(&args).has("kv-transfer-config") => args,
@@ -255,6 +261,20 @@ impl Transfer {
     }
 }
 
+/// Returns the id of an engine of several nodes, from what all of them are told alike: where they meet. The agents of
+/// all devices must have the id that its scheduler tells (nixl/base_worker.py, 0.32), and vLLM draws one in each
+/// process (config/kv_transfer.py).
+fn shared_id(config: &Config, role: Role) -> Option<String> {
+    let given = Given::read(&config.engine_args);
+    if size(&given, "nnodes") < 2 {
+        return None;
+    }
+    // vLLM's defaults (config/parallel.py).
+    let address = given.value("master-addr").unwrap_or("127.0.0.1");
+    let port = given.value("master-port").unwrap_or("29501");
+    Some(format!("stator-{role}-{address}-{port}"))
+}
+
 fn random_id() -> String {
     format!("stator-{:016x}", rand::random::<u64>())
 }
@@ -266,6 +286,7 @@ fn random_id() -> String {
 pub(crate) fn node_args(config: &Config, role: Role) -> Result<Vec<String>, TransferError> {
     let transfer = Transfer {
         config: config.transfer(role)?,
+        shared: shared_id(config, role),
         ..Transfer::default()
     };
     Ok(transfer.args(engine_args(config), 0))
@@ -400,6 +421,29 @@ mod tests {
             assert_eq!(side.engine_id.as_deref(), Some(&own[..]));
             assert_eq!(usize::from(side.port), usize::from(port) + rank);
         }
+    }
+
+    #[test]
+    fn all_nodes_of_an_engine_have_one_id() {
+        let node = |rank: &str, id: &str| {
+            let mut config = config("NixlConnector");
+            config.engine_args[1].insert_str(1, id);
+            let flags = ["--nnodes", "2", "--master-addr", "h", "--node-rank", rank];
+            config.engine_args.extend(flags.map(str::to_owned));
+            config
+        };
+        let id = |args: &[String]| {
+            let given = TransferConfig::given(args).unwrap().unwrap();
+            given.engine_id().map(str::to_owned)
+        };
+        let (first, second) = (node("0", ""), node("1", ""));
+        let first = transfer(&first, 1, &[]).args(first.engine_args, 0);
+        let second = node_args(&second, Role::Prefill).unwrap();
+        assert!(id(&first).is_some());
+        assert_eq!(id(&first), id(&second));
+        let named = node("1", "\"engine_id\":\"e\",");
+        let named = node_args(&named, Role::Prefill).unwrap();
+        assert_eq!(id(&named).as_deref(), Some("e"));
     }
 
     #[test]
