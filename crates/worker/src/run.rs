@@ -35,7 +35,7 @@ pub async fn run<P: Plan>(
         dump::write(path, &config, role).with_context(|| format!("write {}", path.display()))?;
     }
     if cli.print_config {
-        print!("{}", config::to_toml(&config)?);
+        print!("{}", config::to_toml(&dump::shown(&config))?);
         return Ok(ExitCode::SUCCESS);
     }
     if cli.preflight {
