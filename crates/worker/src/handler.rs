@@ -67,15 +67,7 @@ impl Handler for Serving {
     fn cancel(&self, connection: &Arc<Connection>, stream: u32) {
         for active in self.active() {
             if let Some(cancelled) = active.requests.take_stream(connection, stream) {
-                if self.plan.outlives_cancel() {
-                    active.requests.give_up(cancelled);
-                } else {
-                    let unfetched = cancelled.progress.is_unfetched();
-                    drop(cancelled);
-                    if unfetched {
-                        remind(&active.engine, nothing());
-                    }
-                }
+                abandon(&*self.plan, &active, cancelled);
                 self.metrics.cancelled(1);
                 self.lightened(&active);
                 return;
@@ -149,7 +141,7 @@ impl Serving {
             .map_err(|refused| convert::refusal(&refused))?;
         let key = prepared.key();
         let (metrics, loads) = (self.metrics.clone(), self.health.loads.clone());
-        let (rank, requests) = (active.rank, Arc::downgrade(&active.requests));
+        let (plan, own) = (self.plan.clone(), Arc::downgrade(&active));
         active
             .requests
             .start(
@@ -167,8 +159,11 @@ impl Serving {
                     running
                         .connection
                         .fail(running.stream, Code::DeadlineExceeded, message);
-                    drop(running);
-                    loads.cap(rank, requests.upgrade().map_or(0, |all| all.len()));
+                    // Without its engine it was ended already.
+                    if let Some(active) = own.upgrade() {
+                        abandon(&*plan, &active, running);
+                        loads.cap(active.rank, active.requests.len());
+                    }
                 },
             )
             .map_err(|refused| convert::refusal(&refused))?;
@@ -279,6 +274,19 @@ impl Serving {
             }
             time::sleep(LOAD_EVERY).await;
         }
+    }
+}
+
+/// Aborts a request in the engine, before its answer is complete, and sees to the KV that somebody keeps for it.
+fn abandon(plan: &dyn Plan, active: &Active, running: Running) {
+    if plan.outlives_cancel() {
+        active.requests.give_up(running);
+        return;
+    }
+    let unfetched = running.progress.is_unfetched();
+    drop(running);
+    if unfetched {
+        remind(&active.engine, nothing());
     }
 }
 

@@ -182,6 +182,12 @@ pub struct Settings {
           help_heading = "Engine")]
     pub data_parallel_size: Option<u32>,
 
+    /// Lets those engines share GPUs where there are too few for each to have its own (with vLLM's
+    /// --gpu-memory-utilization): the ones in CUDA_VISIBLE_DEVICES in turn, else the first.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          value_parser = BoolishValueParser::new(), help_heading = "Engine")]
+    pub share_gpus: Option<bool>,
+
     /// Runs a further node of an engine that spans several machines (--nnodes, --node-rank, --master-addr):
     /// vLLM alone, which takes no requests.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
