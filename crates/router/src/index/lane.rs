@@ -168,7 +168,18 @@ impl Lane {
                 at += 1;
                 continue;
             };
-            let count = self.blocks.run(place, &hashes[at..]);
+            let up = self.blocks.run(place, &hashes[at..]);
+            // Engines give up the end of a prefix first.
+            let count = if up > 1 {
+                up
+            } else {
+                self.blocks.run_down(place, &hashes[at..])
+            };
+            let first = if up > 1 {
+                place
+            } else {
+                place + 1 - count as u32
+            };
             let set = self.blocks.set(place);
             let to = change.of(set, || {
                 if self.sets.contains(set, holder) {
@@ -178,10 +189,15 @@ impl Lane {
                 }
             });
             if to != set {
-                self.put(place, count, set, to);
+                self.put(first, count, set, to);
                 gone += count as u64;
             }
-            (guess, at) = (Some(place + count as u32), at + count);
+            guess = if up > 1 {
+                Some(first + count as u32)
+            } else {
+                first.checked_sub(1)
+            };
+            at += count;
         }
         if let Some(Some(held)) = self.targets.get_mut(seat) {
             held.blocks -= gone;
