@@ -119,6 +119,19 @@ impl Publisher {
         }
     }
 
+    /// Returns where an engine is heard that says in its ready response where it publishes.
+    ///
+    /// - `host`: under which its machine is reached.
+    pub fn resolved(events: &KvEvents, host: &str) -> Option<Endpoints> {
+        let endpoint = events.endpoint.as_ref().filter(|_| events.enabled)?;
+        let replay = events.replay_endpoint.as_ref();
+        Some(Endpoints {
+            events: reached(endpoint, host),
+            replay: replay.map(|replay| reached(replay, host)),
+            topic: events.topic.clone(),
+        })
+    }
+
     /// Puts this into vLLM's arguments, in place of what is there.
     #[must_use]
     pub fn put_into(&self, args: &[String]) -> Vec<String> {
