@@ -162,3 +162,6 @@ impl Drop for Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
