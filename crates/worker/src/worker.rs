@@ -28,6 +28,7 @@ use crate::{
     announce::{self, Listeners},
     config::{Config, ConfigError},
     handler::Serving,
+    kv_events::KvEvents,
     launch::{self, RunDir},
     metrics::WorkerMetrics,
     network,
@@ -56,6 +57,7 @@ pub struct Worker {
     ranks: Vec<stator_engine::Config>,
     run_dir: RunDir,
     transfer: Transfer,
+    kv_events: KvEvents,
     telemetry: Telemetry,
 }
 
@@ -118,6 +120,10 @@ impl Worker {
         };
         let host = network::advertised(addr.ip()).context("find this machine's address")?;
         let mut engines = launch::engines(&config, role, &id, host)?;
+        let mut kv_events = engines.kv_events;
+        let (others, _) = launch::address(&advertised).context("read the advertised address")?;
+        let relay = kv_events.start_relay(&config, addr.ip(), &others).await;
+        relay.context("start the relay of KV events")?;
         if launch::steps_together(&config) {
             let lockstep = Lockstep::start(config.data_parallel_size).await;
             let lockstep = lockstep.context("start the coordinator of the ranks")?;
@@ -139,6 +145,7 @@ impl Worker {
             ranks: engines.configs,
             run_dir: engines.run_dir,
             transfer: engines.transfer,
+            kv_events,
             telemetry,
         })
     }
@@ -161,6 +168,7 @@ impl Worker {
             config: &self.config,
             role: self.role,
             sides: &self.transfer.sides,
+            event_ports: &self.kv_events.ports,
             unbound: false,
             host: self.host,
             discovery: &*self.discovery,
@@ -183,6 +191,8 @@ impl Worker {
                 advertised: &self.advertised,
                 system: self.system_addr(),
                 sides: &self.transfer.sides,
+                relay: self.kv_events.relay_addr(),
+                event_ports: &self.kv_events.ports,
                 discovery: self.discovery.name(),
             },
         );
@@ -212,6 +222,7 @@ impl Worker {
             config: &self.config,
             role: self.role,
             transfer: &self.transfer,
+            kv_events: &self.kv_events,
             id: &self.id,
             address: &self.advertised,
             discovery: &*self.discovery,
@@ -299,6 +310,7 @@ pub(crate) async fn preflight(config: &Config, role: Role) -> anyhow::Result<Vec
         config,
         role,
         sides: &engines.transfer.sides,
+        event_ports: &engines.kv_events.ports,
         unbound: true,
         host,
         discovery: &*discovery,
