@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
+use stator_engine::handoff::ShortName;
 
 /// Most workers of one role on one machine.
 pub(super) const MOST: u16 = 256;
@@ -74,9 +75,13 @@ pub(crate) struct Up {
 
     /// How KV moves between engines. Repeat for several, tried in this order. Default: nixl for prefill and decode
     /// workers.
-    #[arg(long, value_name = "CONNECTOR", value_delimiter = ',',
-          value_parser = ["nixl", "lmcache", "kvbm", "none"], help_heading = "Workers")]
-    pub(crate) connector: Vec<String>,
+    #[arg(
+        long,
+        value_name = "CONNECTOR",
+        value_delimiter = ',',
+        help_heading = "Workers"
+    )]
+    pub(crate) connector: Vec<ShortName>,
 
     /// Further argument for every prefill worker, given as it is. Repeat for several.
     #[arg(

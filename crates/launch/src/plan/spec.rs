@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result};
 use stator_common::card::Role;
+use stator_engine::handoff::ShortName;
 
 use super::{Part, Place, Plan, Spec};
 use crate::cli::Engine;
@@ -84,7 +85,7 @@ impl Plan {
             spec.args.push("--share-gpus".into());
         }
         for connector in self.connectors(role) {
-            push(&mut spec.args, "--connector", connector);
+            push(&mut spec.args, "--connector", connector.as_str());
         }
         let engine_args = self.engine_args(role);
         spec.args.extend(engine_args.iter().map(OsString::from));
@@ -103,18 +104,18 @@ impl Plan {
         spec.args.push("--headless".into());
         self.model(spec);
         for connector in self.connectors(role) {
-            push(&mut spec.args, "--connector", connector);
+            push(&mut spec.args, "--connector", connector.as_str());
         }
         let engine_args = self.engine_args(role);
         spec.args.extend(engine_args.iter().map(OsString::from));
     }
 
     /// Returns the connectors of a role: those named, else what its hand-off needs.
-    pub(super) fn connectors(&self, role: Role) -> Vec<&str> {
-        let named: Vec<&str> = self.up.connector.iter().map(String::as_str).collect();
+    pub(super) fn connectors(&self, role: Role) -> Vec<ShortName> {
+        let named = self.up.connector.clone();
         let hands_off = matches!(role, Role::Prefill | Role::Decode);
         if named.is_empty() && hands_off && !self.has_transfer_config(role) {
-            return vec!["nixl"];
+            return vec![ShortName::Nixl];
         }
         named
     }
