@@ -48,13 +48,18 @@ pub fn attention_heads(folder: &Path) -> Option<u32> {
 /// Returns the number of experts of a layer; 0 for a dense model. By the names that vLLM looks for
 /// (`get_num_experts`, 0.32).
 pub fn experts(folder: &Path) -> u32 {
+    config(folder).map_or(0, |config| experts_of(&config))
+}
+
+/// The same from a configuration that was read.
+pub(crate) fn experts_of(config: &Value) -> u32 {
     let names = [
         "num_experts",
         "moe_num_experts",
         "n_routed_experts",
         "num_local_experts",
     ];
-    let mut counts = names.into_iter().filter_map(|name| number(folder, name));
+    let mut counts = names.into_iter().filter_map(|name| number_of(config, name));
     counts.next().unwrap_or(0)
 }
 
@@ -69,8 +74,15 @@ pub fn is_hybrid(folder: &Path) -> bool {
 
 /// Reads a number of a model's text part.
 fn number(folder: &Path, key: &str) -> Option<u32> {
+    number_of(&config(folder)?, key)
+}
+
+fn config(folder: &Path) -> Option<Value> {
     let text = fs::read_to_string(folder.join("config.json")).ok()?;
-    let config: Value = serde_json::from_str(&text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+fn number_of(config: &Value, key: &str) -> Option<u32> {
     [
         "",
         "text_config",
@@ -81,7 +93,7 @@ fn number(folder: &Path, key: &str) -> Option<u32> {
     .into_iter()
     .filter_map(|part| {
         if part.is_empty() {
-            Some(&config)
+            Some(config)
         } else {
             config.get(part)
         }

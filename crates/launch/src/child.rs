@@ -8,6 +8,7 @@ use std::process::{ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use stator_common::settings::DISAGGREGATION_MODE;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child as TokioChild, Command};
 use tokio::sync::mpsc;
@@ -51,6 +52,10 @@ impl Child {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        // A topology says itself what each of its workers is.
+        for name in DISAGGREGATION_MODE {
+            command.env_remove(name);
+        }
         // SAFETY: prctl and getppid are async-signal-safe and touch no memory of the parent.
         unsafe {
             command.pre_exec(move || {

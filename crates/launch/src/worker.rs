@@ -8,19 +8,13 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use stator_common::card::Role;
+use stator_common::{card::Role, settings::DISAGGREGATION_MODE};
 
 use crate::checks;
 use crate::cli::Worker;
 use crate::plan::role;
 
 const MODE: &str = "--disaggregation-mode";
-/// Ours, and that of `dynamo.vllm` 1.6 (`backend_args.py`).
-const VARIABLES: [&str; 3] = [
-    "STATOR_DISAGGREGATION_MODE",
-    "DYN_DISAGGREGATION_MODE",
-    "DYN_VLLM_DISAGGREGATION_MODE",
-];
 /// Those of `dynamo.vllm` before 1.0.
 const OLDER: [(&str, &str); 2] = [
     ("--is-prefill-worker", "prefill"),
@@ -47,7 +41,7 @@ pub(crate) fn run(args: &Worker) -> Result<()> {
     );
     let mut command = Command::new(&program);
     command.args(&asked.rest);
-    for name in VARIABLES {
+    for name in DISAGGREGATION_MODE {
         // A flag may have overruled it.
         command.env_remove(name);
     }
@@ -125,7 +119,7 @@ impl Asked {
 }
 
 fn from_environment(environment: impl Fn(&str) -> Option<String>) -> Result<Role> {
-    let mut set = VARIABLES.iter().filter_map(|name| {
+    let mut set = DISAGGREGATION_MODE.iter().filter_map(|name| {
         let value = environment(name).filter(|value| !value.is_empty())?;
         Some((name, value))
     });

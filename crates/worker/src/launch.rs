@@ -79,10 +79,11 @@ impl Drop for RunDir {
 /// Says whether the ranks of a worker step together: those of a mixture of experts do, since its experts are
 /// spread over them.
 pub(crate) fn steps_together(config: &Config) -> bool {
-    let folder = || model::folder(&config.model);
-    config.data_parallel_size > 1
-        && config.engine_kind() == EngineKind::Vllm
-        && folder().is_some_and(|folder| model::experts(&folder) > 0)
+    let experts = || match model::folder(&config.model) {
+        Some(folder) => model::experts(&folder),
+        None => config.experts.unwrap_or(0),
+    };
+    config.data_parallel_size > 1 && config.engine_kind() == EngineKind::Vllm && experts() > 0
 }
 
 /// Lays out the engines of a worker.
@@ -341,6 +342,24 @@ mod tests {
             assert_eq!(devices_each(&args), 4, "{line}");
         }
         assert_eq!(devices_each(&[]), 1);
+    }
+
+    #[test]
+    fn ranks_of_a_model_that_is_yet_to_be_fetched_step_together_as_they_will_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            model: folder.path().join("m").display().to_string(),
+            data_parallel_size: 2,
+            experts: Some(8),
+            ..Config::default()
+        };
+        assert!(steps_together(&config));
+        config.experts = Some(0);
+        assert!(!steps_together(&config));
+        fs::create_dir(&config.model).unwrap();
+        let file = Path::new(&config.model).join("config.json");
+        fs::write(file, r#"{"num_local_experts": 8}"#).unwrap();
+        assert!(steps_together(&config));
     }
 
     #[test]

@@ -39,6 +39,13 @@ pub const ETCD: &[Row] = &[
 #[derive(Clone, Copy, Debug)]
 pub struct Variables(pub &'static [Row]);
 
+/// Variables that say what kind of worker is meant: ours, and those of `dynamo.vllm` 1.6 (`backend_args.py`).
+pub const DISAGGREGATION_MODE: &[&str] = &[
+    "STATOR_DISAGGREGATION_MODE",
+    "DYN_DISAGGREGATION_MODE",
+    "DYN_VLLM_DISAGGREGATION_MODE",
+];
+
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use environment::Variables;
+pub use environment::{DISAGGREGATION_MODE, Variables};
 pub use etcd::EtcdSettings;
 pub use secret::{Secret, SecretError, plane_token};
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
+use stator_engine::handoff::ShortName;
 
 /// Most workers of one role on one machine.
 pub(super) const MOST: u16 = 256;
@@ -74,9 +75,13 @@ pub(crate) struct Up {
 
     /// How KV moves between engines. Repeat for several, tried in this order. Default: nixl for prefill and decode
     /// workers.
-    #[arg(long, value_name = "CONNECTOR", value_delimiter = ',',
-          value_parser = ["nixl", "lmcache", "kvbm", "none"], help_heading = "Workers")]
-    pub(crate) connector: Vec<String>,
+    #[arg(
+        long,
+        value_name = "CONNECTOR",
+        value_delimiter = ',',
+        help_heading = "Workers"
+    )]
+    pub(crate) connector: Vec<ShortName>,
 
     /// Further argument for every prefill worker, given as it is. Repeat for several.
     #[arg(
@@ -110,9 +115,9 @@ pub(crate) struct Up {
           help_heading = "Workers")]
     pub(crate) disaggregation_mode: Option<String>,
 
-    /// How the processor chooses a worker.
+    /// How the processor chooses a worker; with kv, workers tell it what their caches hold.
     #[arg(long, visible_alias = "router-mode", default_value = "round-robin", value_name = "POLICY",
-          value_parser = ["round-robin", "random", "least-loaded", "kv"], help_heading = "Routing")]
+          value_parser = ["round-robin", "random", "least-loaded", "kv", "approx"], help_heading = "Routing")]
     pub(crate) router: String,
 
     /// When a decode worker may compute a prompt itself.

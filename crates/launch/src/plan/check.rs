@@ -2,7 +2,10 @@
 
 use anyhow::{Result, bail, ensure};
 use stator_common::card::Role;
-use stator_engine::{flags::Given, handoff::widths_fit};
+use stator_engine::{
+    flags::Given,
+    handoff::{ShortName, widths_fit},
+};
 
 use super::{Plan, role};
 use crate::cli::Engine;
@@ -106,15 +109,14 @@ fn sizes(plan: &Plan, role: Role) -> Result<()> {
 
 fn connectors(plan: &Plan, role: Role) -> Result<()> {
     let named = &plan.up.connector;
-    let none = named.iter().any(|name| name == "none");
-    ensure!(
-        !none || named.len() == 1,
-        "--connector none and --connector {} contradict each other: keep one of them",
-        named
-            .iter()
-            .find(|name| *name != "none")
-            .map_or("none", String::as_str)
-    );
+    let none = named.contains(&ShortName::None);
+    let other = named.iter().find(|name| **name != ShortName::None);
+    if let Some(other) = other.filter(|_| none) {
+        bail!(
+            "--connector none and --connector {} contradict each other: keep one of them",
+            other.as_str()
+        );
+    }
     let configured = plan.has_transfer_config(role);
     ensure!(
         named.is_empty() || !configured,

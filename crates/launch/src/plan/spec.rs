@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result};
 use stator_common::card::Role;
+use stator_engine::handoff::ShortName;
 
 use super::{Part, Place, Plan, Spec};
 use crate::cli::Engine;
@@ -84,9 +85,12 @@ impl Plan {
             spec.args.push("--share-gpus".into());
         }
         for connector in self.connectors(role) {
-            push(&mut spec.args, "--connector", connector);
+            push(&mut spec.args, "--connector", connector.as_str());
         }
         let engine_args = self.engine_args(role);
+        if self.relays(&engine_args) {
+            push(&mut spec.args, "--kv-relay", "embedded");
+        }
         spec.args.extend(engine_args.iter().map(OsString::from));
         if !spec.place.gpus.is_empty() {
             let gpus = spec.place.gpus.join(",");
@@ -98,23 +102,32 @@ impl Plan {
         Ok(())
     }
 
+    /// Says whether workers tell the processor what their caches hold: where that is routed by, and nothing else was
+    /// said. An engine that runs already does as it was started.
+    fn relays(&self, engine_args: &[String]) -> bool {
+        let is_said = |arg: &String| arg == "--kv-relay" || arg.starts_with("--kv-relay=");
+        self.up.router == "kv"
+            && self.up.engine != Engine::Attach
+            && !engine_args.iter().any(is_said)
+    }
+
     /// It takes no requests, so it has no listeners and is in no discovery.
     fn headless(&self, spec: &mut Spec, role: Role) {
         spec.args.push("--headless".into());
         self.model(spec);
         for connector in self.connectors(role) {
-            push(&mut spec.args, "--connector", connector);
+            push(&mut spec.args, "--connector", connector.as_str());
         }
         let engine_args = self.engine_args(role);
         spec.args.extend(engine_args.iter().map(OsString::from));
     }
 
     /// Returns the connectors of a role: those named, else what its hand-off needs.
-    pub(super) fn connectors(&self, role: Role) -> Vec<&str> {
-        let named: Vec<&str> = self.up.connector.iter().map(String::as_str).collect();
+    pub(super) fn connectors(&self, role: Role) -> Vec<ShortName> {
+        let named = self.up.connector.clone();
         let hands_off = matches!(role, Role::Prefill | Role::Decode);
         if named.is_empty() && hands_off && !self.has_transfer_config(role) {
-            return vec!["nixl"];
+            return vec![ShortName::Nixl];
         }
         named
     }

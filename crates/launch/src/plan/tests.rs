@@ -62,11 +62,16 @@ fn one_aggregated_worker_is_what_a_model_alone_means() {
 }
 
 #[test]
-fn the_router_is_the_processors_alone() {
+fn workers_relay_where_the_processor_routes_by_caches() {
     let all = specs("stator up m --workers 8 --router kv");
     assert_eq!(all.len(), 9);
     assert!(line(&all[0]).contains("--router-mode kv"));
-    assert!(all[1..].iter().all(|spec| !line(spec).contains("router")));
+    let relays = |spec: &Spec| line(spec).contains("--kv-relay embedded");
+    assert!(all[1..].iter().all(relays));
+    let other = specs("stator up m --workers 8 --router approx");
+    assert!(!other.iter().any(relays));
+    let off = specs("stator up m --router kv -- --kv-relay off");
+    assert!(!off.iter().any(relays));
 }
 
 #[test]

@@ -7,7 +7,10 @@ use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 pub use stator_common::settings::DiscoveryBackend;
-use stator_common::{card::Role, settings::Variables};
+use stator_common::{
+    card::Role,
+    settings::{DISAGGREGATION_MODE, Variables},
+};
 use stator_engine::{
     flags::{self, Arity, EngineFlag, FlagError},
     introspect::{self, Installed, IntrospectError},
@@ -33,10 +36,7 @@ pub(crate) const ENVIRONMENT: Variables = Variables(&[
         "served-model-name",
         &["STATOR_SERVED_MODEL_NAME", "DYN_SERVED_MODEL_NAME"],
     ),
-    (
-        "disaggregation-mode",
-        &["STATOR_DISAGGREGATION_MODE", "DYN_VLLM_DISAGGREGATION_MODE"],
-    ),
+    ("disaggregation-mode", DISAGGREGATION_MODE),
     ("headless", &["STATOR_HEADLESS", "DYN_VLLM_HEADLESS"]),
     ("event-plane", &["STATOR_EVENT_PLANE", "DYN_EVENT_PLANE"]),
     ("kv-relay", &["STATOR_KV_RELAY"]),

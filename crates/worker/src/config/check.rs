@@ -156,7 +156,9 @@ mod tests {
             assert!(error.contains(program), "{error}");
         }
         let plain = "stator-agg /m --engine sim";
-        assert!(role(plain, &[("DYN_VLLM_DISAGGREGATION_MODE", "prefill")]).is_err());
+        for name in ["DYN_DISAGGREGATION_MODE", "DYN_VLLM_DISAGGREGATION_MODE"] {
+            assert!(role(plain, &[(name, "prefill")]).is_err(), "{name}");
+        }
         for mode in ["agg", "pd"] {
             assert!(role(plain, &[("DYN_VLLM_DISAGGREGATION_MODE", mode)]).is_ok());
         }

@@ -6,8 +6,11 @@ use stator_common::{
     card::{BadEndpoint, Role},
     settings::SecretError,
 };
-use stator_engine::handoff::{ShortName, TransferError};
-use stator_engine::kv_events;
+use stator_engine::{
+    handoff::{ShortName, TransferError},
+    introspect::IntrospectError,
+    kv_events,
+};
 
 use crate::python::PythonError;
 
@@ -40,6 +43,14 @@ pub enum ConfigError {
          coordinates them"
     )]
     KeepLockstep,
+    #[error(
+        "how the data-parallel ranks of '{model}' run depends on whether it is a mixture of experts, which cannot be \
+         found out: {source}. Name the model's folder, or fetch it first: hf download {model}"
+    )]
+    Experts {
+        model: String,
+        source: IntrospectError,
+    },
     #[error("--engine attach needs --engine-attach tcp://host:port")]
     NoAttach,
     #[error(transparent)]

@@ -7,6 +7,7 @@ use stator_common::{
     card::{Endpoint, Role},
     settings,
 };
+use stator_engine::{flags::Given, introspect::fetched_experts, model};
 
 use super::{Config, ConfigError, check};
 use crate::{
@@ -43,8 +44,29 @@ pub fn load(
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
     }
+    config.experts = experts(&config)?;
     check::check(&config, role)?;
     Ok(config)
+}
+
+/// Asks the hub for what the model's files do not tell yet, so that ranks run together the first time as they will the
+/// next.
+fn experts(config: &Config) -> Result<Option<u32>, ConfigError> {
+    let several = config.data_parallel_size > 1 && config.engine_kind() == EngineKind::Vllm;
+    let (true, Some(python)) = (several, &config.python) else {
+        return Ok(None);
+    };
+    if config.model.is_empty() || model::folder(&config.model).is_some() {
+        return Ok(None);
+    }
+    let given = Given::read(&config.engine_args);
+    let (revision, token) = (given.value("revision"), given.value("hf-token"));
+    fetched_experts(python, &config.model, revision, token)
+        .map(Some)
+        .map_err(|source| ConfigError::Experts {
+            model: config.model.clone(),
+            source,
+        })
 }
 
 /// Writes the configuration as TOML that [`load`] reads.

@@ -132,6 +132,9 @@ pub struct Config {
     /// The secret itself, once it is read. Never written.
     #[serde(skip)]
     pub plane_token: Option<Secret>,
+    /// Experts of a layer, of a model that is not on this machine and whose ranks it decides about.
+    #[serde(skip)]
+    pub experts: Option<u32>,
     /// The vLLM that will run, once it has been looked at.
     #[serde(skip)]
     pub vllm: Option<Arc<Installed>>,
@@ -187,6 +190,7 @@ impl Default for Config {
             engine_args: Vec::new(),
             drain_grace: Duration::from_secs(30),
             plane_token: None,
+            experts: None,
             vllm: None,
         }
     }
