@@ -8,7 +8,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench gen setup
+.PHONY: help demo test check bench peers trace gen setup
 
 help: ## Lists the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -26,6 +26,12 @@ check: ## Formatting, lints, documentation and dependencies
 bench: ## Measures what the serving layer costs, on the simulated engine
 	cargo build --profile dist --workspace --bins
 	target/dist/stator-bench $(ARGS)
+
+peers: ## Measures the router beside those of others, which takes a quarter of an hour to compile
+	cargo run --release --manifest-path benches/peers/Cargo.toml -- $(ARGS)
+
+trace: ## Simulates fleets and shows what each way of routing gives
+	cargo run --profile dist -p stator-bench -- trace $(ARGS)
 
 gen: ## Writes the golden vectors with vLLM's own encoder
 	@$(PYTHON) scripts/gen.py $(ARGS)

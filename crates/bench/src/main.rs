@@ -12,6 +12,7 @@ mod model;
 mod prompts;
 mod table;
 mod topology;
+mod trace;
 mod yardstick;
 
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ enum Command {
         /// Microseconds between two events of a stream.
         pace: u64,
     },
+    /// Simulates fleets and prints what each way of routing gives.
+    Trace(trace::Options),
 }
 
 /// How to measure.
@@ -92,8 +95,15 @@ impl Options {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    if let Some(Command::Yardstick { pace }) = cli.command {
-        return yardstick::serve(Duration::from_micros(pace)).await;
+    match cli.command {
+        Some(Command::Yardstick { pace }) => {
+            return yardstick::serve(Duration::from_micros(pace)).await;
+        }
+        Some(Command::Trace(options)) => {
+            trace::run(&options);
+            return Ok(());
+        }
+        None => {}
     }
     let json = cli.options.json.clone();
     let figures = tokio::select! {

@@ -10,8 +10,8 @@ use std::{
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
-    discovery::{Discovery, file, mem},
-    settings::{DiscoveryBackend, environment::Row},
+    discovery::{self, Discovery, etcd::EtcdConfigError},
+    settings::{self, DiscoveryBackend, EtcdSettings, SecretError, environment::Row},
 };
 
 /// The port that relays publish on unless told otherwise, and where workers say that theirs is. Questions come on
@@ -25,6 +25,15 @@ const ENVIRONMENT: &[Row] = &[
         &["STATOR_DISCOVERY_BACKEND", "DYN_DISCOVERY_BACKEND"],
     ),
     ("discovery-path", &["STATOR_FILE_KV", "DYN_FILE_KV"]),
+    (
+        "etcd-endpoints",
+        &["STATOR_ETCD_ENDPOINTS", "ETCD_ENDPOINTS"],
+    ),
+    ("etcd-prefix", &["STATOR_ETCD_PREFIX"]),
+    ("etcd-username", &["ETCD_AUTH_USERNAME"]),
+    ("etcd-ca-path", &["ETCD_AUTH_CA"]),
+    ("etcd-cert-path", &["ETCD_AUTH_CLIENT_CERT"]),
+    ("etcd-key-path", &["ETCD_AUTH_CLIENT_KEY"]),
     ("host", &["STATOR_KV_RELAY_HOST"]),
     ("port", &["STATOR_KV_RELAY_PORT"]),
     ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
@@ -58,6 +67,11 @@ struct Settings {
     #[arg(long, alias = "file-kv", value_name = "DIR")]
     discovery_path: Option<PathBuf>,
 
+    /// How etcd is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    etcd: EtcdSettings,
+
     /// Address to publish on; whoever reaches it may listen [default: 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
@@ -85,6 +99,9 @@ pub struct Config {
     /// Folder of the file discovery. Absent: the default that workers use too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discovery_path: Option<PathBuf>,
+    /// How etcd is reached.
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    pub etcd: EtcdSettings,
     /// Address to publish on. Default 127.0.0.1: this machine only.
     pub host: IpAddr,
     /// Port to publish on; questions come on the next one. 0 takes two free ones. Default 5590.
@@ -100,6 +117,7 @@ impl Default for Config {
         Self {
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
+            etcd: EtcdSettings::default(),
             host: [127, 0, 0, 1].into(),
             port: PORT,
             system_host: [127, 0, 0, 1].into(),
@@ -109,16 +127,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns where workers are found.
-    pub fn discovery(&self) -> Arc<dyn Discovery> {
-        let root = || {
-            let named = self.discovery_path.clone();
-            named.unwrap_or_else(file::Files::default_root)
-        };
-        match self.discovery_backend {
-            DiscoveryBackend::File => Arc::new(file::Files::new(root())),
-            DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
-        }
+    /// Opens the place where workers are found.
+    ///
+    /// # Errors
+    /// [`EtcdConfigError`].
+    pub fn discovery(&self) -> Result<Arc<dyn Discovery>, EtcdConfigError> {
+        let path = self.discovery_path.as_deref();
+        discovery::open(self.discovery_backend, path, &self.etcd)
     }
 }
 
@@ -139,6 +154,8 @@ pub enum ConfigError {
     Environment(clap::Error),
     #[error("configuration: {0}")]
     Value(Box<toml::de::Error>),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("configuration: {0}")]
     Merge(Box<toml::ser::Error>),
 }
@@ -168,11 +185,14 @@ pub fn load(
         .map_err(ConfigError::Environment)?;
     for settings in [&from_environment.settings, &cli.settings] {
         let layer = toml::Table::try_from(settings);
-        merged.extend(layer.map_err(|error| ConfigError::Merge(Box::new(error)))?);
+        let layer = layer.map_err(|error| ConfigError::Merge(Box::new(error)))?;
+        settings::overlay(&mut merged, layer);
     }
-    merged
+    let mut config: Config = merged
         .try_into()
-        .map_err(|error| ConfigError::Value(Box::new(error)))
+        .map_err(|error| ConfigError::Value(Box::new(error)))?;
+    config.etcd.read_password(&environment)?;
+    Ok(config)
 }
 
 /// Writes the configuration as TOML that [`load`] reads.

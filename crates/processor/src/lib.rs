@@ -2,11 +2,13 @@
 //!
 //! The source follows a request's way: [`server`] accepts it, [`openai`] reads and validates it,
 //! `generate` renders, tokenizes and answers, [`models`] says what is served, [`fleet`] knows which workers a
-//! request needs, [`pool`] sends it to one and hands back what that one says. [`config`] and [`metrics`] belong to all of them.
+//! request needs, [`pool`] sends it to one and hands back what that one says; what their caches hold is
+//! `knowledge`. [`config`] and [`metrics`] belong to all of them.
 
 pub mod config;
 pub mod fleet;
 mod generate;
+mod knowledge;
 pub mod metrics;
 pub mod models;
 pub mod openai;

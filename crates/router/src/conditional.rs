@@ -32,8 +32,10 @@ pub struct Bounds {
 /// What a decision is made from.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Situation {
-    /// Tokens of the prompt that are in no cache.
+    /// Tokens of the prompt that the decode worker has not cached.
     pub uncached: u64,
+    /// Tokens of the prompt that the prefill worker has not cached.
+    pub uncached_at_prefill: u64,
     /// Tokens that the prefill worker has to compute before this prompt.
     pub prefill_queue: u64,
     /// Tokens that the decode worker itself has to compute before this prompt.
@@ -113,7 +115,7 @@ impl fmt::Display for Place {
 pub struct Measured {
     /// Tokens in front of and in a prompt, to seconds until a prefill worker had computed it.
     pub prefill: Line,
-    /// Tokens of a prompt, to seconds from the decode leg's beginning to its first token.
+    /// Tokens of a prompt that had to be fetched, to seconds from the decode leg's beginning to its first token.
     pub transfer: Line,
     /// As `prefill`, for decode workers that computed a prompt themselves.
     pub local: Line,
@@ -151,12 +153,12 @@ impl Bounds {
 }
 
 fn predicted(situation: &Situation, measured: &Measured) -> Place {
-    let work = |queue: u64| (queue + situation.uncached) as f64;
-    let remote_prefill = measured.prefill.at(work(situation.prefill_queue));
+    let ahead = situation.prefill_queue + situation.uncached_at_prefill;
+    let remote_prefill = measured.prefill.at(ahead as f64);
     let transfer = measured.transfer.at(situation.uncached as f64);
     // A decode worker that never computed a prompt is taken to be as fast as a prefill worker.
     let local_line = measured.local.or(&measured.prefill);
-    let local = local_line.at(work(situation.decode_queue));
+    let local = local_line.at((situation.decode_queue + situation.uncached) as f64);
     let own = local_line.at(situation.uncached as f64);
     let (Some(prefill), Some(transfer), Some(local), Some(own)) =
         (remote_prefill, transfer, local, own)
@@ -288,6 +290,7 @@ mod tests {
         let place = |uncached, streams| {
             let situation = Situation {
                 uncached,
+                uncached_at_prefill: uncached,
                 streams,
                 ..Situation::default()
             };
@@ -297,9 +300,18 @@ mod tests {
         assert!(place(20, 0).is_local());
         assert!(!place(20, 20).is_local());
         assert!(!place(2000, 4).is_local());
+        // So does a prompt that it has cached and the prefill worker has not.
+        let known = Situation {
+            uncached: 16,
+            uncached_at_prefill: 2000,
+            streams: 4,
+            ..Situation::default()
+        };
+        assert!(Conditional::Auto.place(&known, &measured).is_local());
         // A queue at the prefill worker speaks for the decode worker.
         let queued = Situation {
             uncached: 2000,
+            uncached_at_prefill: 2000,
             prefill_queue: 20_000,
             streams: 4,
             ..Situation::default()

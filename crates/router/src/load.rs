@@ -12,10 +12,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Load {
     /// Requests sent and not finished.
     pub requests: u64,
-    /// Prompt tokens of requests that have not answered yet: prefill work to do.
+    /// Prompt tokens, without those expected in a cache, of requests that have not answered yet: prefill work to do.
     pub prefill_tokens: u64,
     /// Tokens, prompt and generated, of requests that are generating: KV that decoding reads.
     pub decode_tokens: u64,
+    /// Tokens that unfinished requests brought or generated themselves, without those expected in a cache: KV that
+    /// is no other request's as well.
+    pub kv_tokens: u64,
+}
+
+/// What a request brings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Tokens of its prompt.
+    pub prompt: u64,
+    /// Of these, tokens that the target is expected to have in its cache; not more than there are.
+    pub cached: u64,
+    /// Whether the prompt is computed elsewhere: then it is KV to hold, not work to do.
+    pub prefilled: bool,
 }
 
 /// The books of one target, shared by the decisions and by the requests that run on it.
@@ -29,45 +43,45 @@ struct Counters {
     requests: AtomicU64,
     prefill_tokens: AtomicU64,
     decode_tokens: AtomicU64,
+    kv_tokens: AtomicU64,
 }
 
 impl Ledger {
     /// Returns what is booked now.
     ///
-    /// The three numbers are read one after the other; a request that moves on in between may be counted
-    /// in two or none of the token sums, which the next reading puts right.
+    /// The numbers are read one after the other; a request that moves on in between may be counted
+    /// in two or none of the sums, which the next reading puts right.
     pub fn load(&self) -> Load {
         Load {
             requests: self.counters.requests.load(Ordering::Relaxed),
             prefill_tokens: self.counters.prefill_tokens.load(Ordering::Relaxed),
             decode_tokens: self.counters.decode_tokens.load(Ordering::Relaxed),
+            kv_tokens: self.counters.kv_tokens.load(Ordering::Relaxed),
         }
     }
 
-    /// Books a request of `prompt_tokens` tokens to prefill.
-    pub fn book(&self, prompt_tokens: usize) -> Booking {
-        let tokens = prompt_tokens as u64;
-        self.counters
-            .prefill_tokens
-            .fetch_add(tokens, Ordering::Relaxed);
-        self.booking(tokens, false)
-    }
-
-    /// Books a request whose prompt is computed elsewhere: its tokens are KV to hold, not work to do.
-    pub fn book_decode(&self, prompt_tokens: usize) -> Booking {
-        let tokens = prompt_tokens as u64;
-        self.counters
-            .decode_tokens
-            .fetch_add(tokens, Ordering::Relaxed);
-        self.booking(tokens, true)
-    }
-
-    fn booking(&self, tokens: u64, decoding: bool) -> Booking {
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+    /// Books a request.
+    pub fn book(&self, share: Share) -> Booking {
+        let counters = &self.counters;
+        let own = share.prompt.saturating_sub(share.cached);
+        let stage = if share.prefilled {
+            counters
+                .decode_tokens
+                .fetch_add(share.prompt, Ordering::Relaxed);
+            Stage::Decode(share.prompt)
+        } else {
+            counters.prefill_tokens.fetch_add(own, Ordering::Relaxed);
+            Stage::Prefill {
+                uncached: own,
+                prompt: share.prompt,
+            }
+        };
+        counters.kv_tokens.fetch_add(own, Ordering::Relaxed);
+        counters.requests.fetch_add(1, Ordering::Relaxed);
         Booking {
-            counters: Arc::clone(&self.counters),
-            tokens,
-            decoding,
+            counters: Arc::clone(counters),
+            stage,
+            own,
         }
     }
 }
@@ -76,37 +90,50 @@ impl Ledger {
 #[derive(Debug)]
 pub struct Booking {
     counters: Arc<Counters>,
-    tokens: u64,
-    decoding: bool,
+    stage: Stage,
+    /// Of `kv_tokens`.
+    own: u64,
+}
+
+/// What of a request is booked as tokens.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Prefill { uncached: u64, prompt: u64 },
+    Decode(u64),
 }
 
 impl Booking {
     /// Records `count` generated tokens. The first call says that the prefill is done.
     pub fn generated(&mut self, count: usize) {
         let count = count as u64;
-        let mut grown = count;
-        if !self.decoding {
-            self.decoding = true;
-            self.counters
-                .prefill_tokens
-                .fetch_sub(self.tokens, Ordering::Relaxed);
-            grown += self.tokens;
-        }
-        self.tokens += count;
+        let (tokens, grown) = match self.stage {
+            Stage::Decode(tokens) => (tokens + count, count),
+            Stage::Prefill { uncached, prompt } => {
+                self.counters
+                    .prefill_tokens
+                    .fetch_sub(uncached, Ordering::Relaxed);
+                (prompt + count, prompt + count)
+            }
+        };
+        self.stage = Stage::Decode(tokens);
+        self.own += count;
         self.counters
             .decode_tokens
             .fetch_add(grown, Ordering::Relaxed);
+        self.counters.kv_tokens.fetch_add(count, Ordering::Relaxed);
     }
 }
 
 impl Drop for Booking {
     fn drop(&mut self) {
-        let tokens = if self.decoding {
-            &self.counters.decode_tokens
-        } else {
-            &self.counters.prefill_tokens
+        let (tokens, booked) = match self.stage {
+            Stage::Prefill { uncached, .. } => (&self.counters.prefill_tokens, uncached),
+            Stage::Decode(tokens) => (&self.counters.decode_tokens, tokens),
         };
-        tokens.fetch_sub(self.tokens, Ordering::Relaxed);
+        tokens.fetch_sub(booked, Ordering::Relaxed);
+        self.counters
+            .kv_tokens
+            .fetch_sub(self.own, Ordering::Relaxed);
         self.counters.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -115,41 +142,44 @@ impl Drop for Booking {
 mod tests {
     use super::*;
 
+    fn load(requests: u64, prefill_tokens: u64, decode_tokens: u64, kv_tokens: u64) -> Load {
+        Load {
+            requests,
+            prefill_tokens,
+            decode_tokens,
+            kv_tokens,
+        }
+    }
+
     #[test]
     fn a_prompt_that_is_computed_elsewhere_is_no_prefill_work() {
         let ledger = Ledger::default();
-        let mut booking = ledger.book_decode(100);
+        let mut booking = ledger.book(Share {
+            prompt: 100,
+            cached: 30,
+            prefilled: true,
+        });
         booking.generated(2);
-        let booked = ledger.load();
-        assert_eq!((booked.prefill_tokens, booked.decode_tokens), (0, 102));
+        assert_eq!(ledger.load(), load(1, 0, 102, 72));
         drop(booking);
         assert_eq!(ledger.load(), Load::default());
     }
 
     #[test]
-    fn a_booking_moves_from_prefill_to_decode_and_takes_itself_back() {
+    fn only_what_is_not_cached_is_prefill_work_and_all_of_it_is_decoded_from() {
         let ledger = Ledger::default();
-        let mut first = ledger.book(100);
-        let second = ledger.book(7);
-        assert_eq!(
-            ledger.load(),
-            Load {
-                requests: 2,
-                prefill_tokens: 107,
-                decode_tokens: 0
-            }
-        );
+        let share = |prompt, cached| Share {
+            prompt,
+            cached,
+            prefilled: false,
+        };
+        let mut first = ledger.book(share(100, 60));
+        let second = ledger.book(share(7, 0));
+        assert_eq!(ledger.load(), load(2, 47, 0, 47));
 
         first.generated(1);
         first.generated(3);
-        assert_eq!(
-            ledger.load(),
-            Load {
-                requests: 2,
-                prefill_tokens: 7,
-                decode_tokens: 104
-            }
-        );
+        assert_eq!(ledger.load(), load(2, 7, 104, 51));
 
         drop(second);
         drop(first);

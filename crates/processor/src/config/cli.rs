@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
-use stator_common::settings::{DiscoveryBackend, Secret, Variables, duration};
+use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret, Variables, duration};
 
-use super::{ConditionalMode, ConfigError, ReasoningField};
+use super::{ConditionalMode, ConfigError, ReasoningField, SessionAffinity};
 use crate::pool::RouterMode;
 
 /// Flags of the processor alone that the environment may give. The `DYN_*` names are Dynamo's (frontend, 1.6).
@@ -16,6 +16,12 @@ pub(super) const ENVIRONMENT: Variables = Variables(&[
     ("http-host", &["STATOR_HTTP_HOST", "DYN_HTTP_HOST"]),
     ("http-port", &["STATOR_HTTP_PORT", "DYN_HTTP_PORT"]),
     ("router-mode", &["STATOR_ROUTER_MODE", "DYN_ROUTER_MODE"]),
+    (
+        "router-temperature",
+        &["STATOR_ROUTER_TEMPERATURE", "DYN_ROUTER_TEMPERATURE"],
+    ),
+    ("router-decode-weight", &["STATOR_ROUTER_DECODE_WEIGHT"]),
+    ("session-affinity", &["STATOR_SESSION_AFFINITY"]),
     ("api-key", &["STATOR_API_KEY"]),
     ("api-key-file", &["STATOR_API_KEY_FILE"]),
     ("metrics-auth", &["STATOR_METRICS_AUTH"]),
@@ -189,11 +195,32 @@ pub struct Settings {
     #[arg(long, alias = "file-kv", value_name = "DIR", help_heading = "Workers")]
     discovery_path: Option<PathBuf>,
 
-    /// How a worker is chosen for a request: round-robin, random, least-loaded or kv [default: round-robin].
-    /// kv is least-loaded by tokens until routing by cached prefixes is there. Prefill workers are always
-    /// chosen by the tokens that they have to compute.
-    #[arg(long, alias = "router", value_name = "MODE", value_parser = router_mode, help_heading = "Workers")]
+    /// How etcd is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    etcd: EtcdSettings,
+
+    /// How a worker is chosen for a request: round-robin, random, least-loaded, kv (by what each worker's KV cache
+    /// holds, and by load), approx (the same, guessed from what each was sent lately) or direct (the one that
+    /// x-stator-worker names). Without kv or approx, prefill workers are always chosen by the tokens that they
+    /// have to compute [default: round-robin].
+    #[arg(long, alias = "router", value_name = "MODE", help_heading = "Routing")]
     router_mode: Option<RouterMode>,
+
+    /// With kv and approx: how freely dearer workers are chosen, against herds: one that is dearer by this share of
+    /// the prompt is chosen e times less often [default: 0, never].
+    #[arg(long, value_name = "SHARE", value_parser = not_negative, help_heading = "Routing")]
+    router_temperature: Option<f64>,
+
+    /// With kv and approx: what a token that a worker decodes from weighs beside one that it has to compute. More
+    /// spreads streams more evenly and finds less in caches [default: 0.05].
+    #[arg(long, value_name = "WEIGHT", value_parser = not_negative, help_heading = "Routing")]
+    router_decode_weight: Option<f64>,
+
+    /// What makes requests a session, which keeps its worker while that has room: off, header (x-stator-session) or
+    /// user (or else the body's user) [default: header].
+    #[arg(long, value_name = "WHAT", help_heading = "Routing")]
+    session_affinity: Option<SessionAffinity>,
 
     /// Whether a decode worker may compute a prompt itself instead of a prefill worker: off, fixed (by the two
     /// numbers below) or auto (from measured speeds and the load of the moment) [default: off, or fixed
@@ -255,13 +282,9 @@ fn reveal<S: serde::Serializer>(
     serializer.collect_seq(secrets.iter().flatten().map(Secret::reveal))
 }
 
-fn router_mode(text: &str) -> Result<RouterMode, String> {
-    <RouterMode as clap::ValueEnum>::from_str(text, false).map_err(|_| match text {
-        "approx" | "direct" => {
-            format!(
-                "routing by '{text}' is not there yet: use round-robin, random, least-loaded or kv"
-            )
-        }
-        _ => "expected round-robin, random, least-loaded or kv".to_owned(),
-    })
+fn not_negative(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|number: &f64| number.is_finite() && *number >= 0.0)
+        .ok_or_else(|| "expected a number that is not negative".to_owned())
 }

@@ -41,9 +41,9 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// The file of the plane's token gives none.
+    /// A file of a secret gives none.
     #[error(transparent)]
-    PlaneToken(#[from] SecretError),
+    Secret(#[from] SecretError),
 }
 
 /// Loads the configuration: command line over environment over file over default.
@@ -60,12 +60,24 @@ pub fn load(
         Some(path) => read_file(path)?,
         None => toml::Table::new(),
     };
-    merged.extend(cli::layer(&cli::from_environment(&environment)?));
-    merged.extend(cli::layer(&cli.settings));
+    settings::overlay(
+        &mut merged,
+        cli::layer(&cli::from_environment(&environment)?),
+    );
+    settings::overlay(&mut merged, cli::layer(&cli.settings));
     let mut config: Config = merged.try_into().map_err(ConfigError::Value)?;
     if config.tls_cert_path.is_some() != config.tls_key_path.is_some() {
         return Err(ConfigError::Contradiction(
             "tls_cert_path and tls_key_path go together: give both or neither",
+        ));
+    }
+    let weights = [config.router_temperature, config.router_decode_weight];
+    if weights
+        .iter()
+        .any(|weight| !(weight.is_finite() && *weight >= 0.0))
+    {
+        return Err(ConfigError::Contradiction(
+            "router_temperature and router_decode_weight are numbers from 0 on",
         ));
     }
     let numbers = config
@@ -88,6 +100,7 @@ pub fn load(
         config.api_key.extend(read_keys(&path)?);
     }
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), &environment)?;
+    config.etcd.read_password(&environment)?;
     if config.api_key.iter().any(|key| key.reveal().is_empty()) {
         return Err(ConfigError::Contradiction("an api key is empty"));
     }
@@ -207,10 +220,14 @@ mod tests {
     }
 
     #[test]
-    fn routing_that_is_not_there_yet_is_refused_in_words() {
-        let parsed = Cli::try_parse_from(["stator-processor", "--router-mode", "approx"]);
-        let error = parsed.unwrap_err().to_string();
-        assert!(error.contains("not there yet"), "{error}");
+    fn weights_below_zero_are_refused_wherever_they_come_from() {
+        let parsed = Cli::try_parse_from(["stator-processor", "--router-temperature=-1"]);
+        assert!(parsed.is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("processor.toml");
+        std::fs::write(&file, "router_decode_weight = -0.5\n").unwrap();
+        let error = load(&cli(&["--config", file.to_str().unwrap()]), no_environment).unwrap_err();
+        assert!(matches!(error, ConfigError::Contradiction(_)), "{error}");
     }
 
     #[test]

@@ -11,17 +11,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-pub use stator_common::settings::{DiscoveryBackend, Secret};
+pub use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret};
 
-use stator_router::{Bounds, Conditional};
+use stator_router::{Bounds, Conditional, DECODING};
 
-use crate::pool::RouterMode;
+use crate::pool::{RouterMode, Routing};
 
 pub use cli::{Cli, Settings, command};
 pub use load::{ConfigError, load, to_toml};
 
 /// A processor's configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Address or name to listen on. Default 127.0.0.1: this machine only.
@@ -73,8 +73,20 @@ pub struct Config {
     pub discovery_backend: DiscoveryBackend,
     /// Folder of the file discovery. Absent: the default that workers use too.
     pub discovery_path: Option<PathBuf>,
+    /// How etcd is reached.
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    pub etcd: EtcdSettings,
     /// How a worker is chosen. Default `round-robin`.
     pub router_mode: RouterMode,
+    /// With kv and approx: how freely dearer workers are chosen, as a share of the prompt by which a worker may be
+    /// dearer than the cheapest to be chosen e times less often. Default 0: never.
+    pub router_temperature: f64,
+    /// With kv and approx: what a token that a worker decodes from weighs beside one that it has to compute. Default
+    /// 0.05; more spreads streams more evenly and finds less in caches.
+    pub router_decode_weight: f64,
+    /// What makes requests a session, which keeps its worker while that has room, for ten minutes after its last
+    /// request. Default `header`.
+    pub session_affinity: SessionAffinity,
     /// Longest time of a request that names none itself (`x-request-timeout-ms`), from its arrival to its last
     /// token. Absent, the default: any.
     #[serde(
@@ -121,7 +133,11 @@ impl Default for Config {
             namespace: None,
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
+            etcd: EtcdSettings::default(),
             router_mode: RouterMode::RoundRobin,
+            router_temperature: 0.0,
+            router_decode_weight: DECODING,
+            session_affinity: SessionAffinity::Header,
             request_timeout: None,
             conditional_disagg: None,
             disagg_min_prefill_tokens: None,
@@ -145,7 +161,36 @@ pub enum ConditionalMode {
     Auto,
 }
 
+/// What makes requests a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum SessionAffinity {
+    /// Nothing.
+    Off,
+    /// The header `x-stator-session`.
+    Header,
+    /// That header, or else the body's `user`.
+    User,
+}
+
+/// How long a session keeps its worker.
+const SESSION_TTL: Duration = Duration::from_secs(600);
+
 impl Config {
+    /// Returns how workers are chosen.
+    pub fn routing(&self) -> Routing {
+        Routing {
+            mode: self.router_mode,
+            temperature: self.router_temperature,
+            decode_weight: self.router_decode_weight,
+            session_ttl: match self.session_affinity {
+                SessionAffinity::Off => Duration::ZERO,
+                SessionAffinity::Header | SessionAffinity::User => SESSION_TTL,
+            },
+        }
+    }
+
     /// Returns when decode workers compute prompts themselves.
     pub fn conditional(&self) -> Conditional {
         let numbers =

@@ -6,22 +6,25 @@
 //! the choices of one prompt, which share the work on it. Whether a prompt is worth a hand-off
 //! is `stator-router`'s to decide. Which worker of a role takes a leg is [`Pool`]'s.
 
+mod explain;
 mod handoff;
 mod held;
+mod prefill;
 mod siblings;
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use stator_common::card::Role;
+use stator_common::card::{HandOffProtocol, Role};
 use stator_common::plane::tcp::Unclaimed;
 use stator_common::proto::worker::GenerateRequest;
 use stator_common::{Code, WorkerId};
-use stator_router::{Conditional, Measure, Measured, Policy};
+use stator_router::{BlockHash, Conditional, Measured};
 use tokio::time::{Instant, timeout_at};
 
+use crate::knowledge::Knowledge;
 use crate::metrics::ModelMetrics;
-use crate::pool::{Attempt, DispatchError, Pool, RouterMode, Target, Worker};
+use crate::pool::{Ask, Attempt, DispatchError, Pool, Route, Routing, Stage, Target, Worker};
 use held::Releaser;
 pub(crate) use siblings::Siblings;
 
@@ -29,6 +32,10 @@ pub(crate) use siblings::Siblings;
 #[derive(Clone)]
 pub(crate) struct Order {
     pub(crate) request: Arc<GenerateRequest>,
+    /// Names of the prompt's blocks ([`Fleet::hash`]).
+    pub(crate) blocks: Arc<[BlockHash]>,
+    /// What the request says about where it goes, if it does.
+    pub(crate) route: Option<Arc<Route>>,
     /// The other choices of the same prompt.
     pub(crate) siblings: Arc<Siblings>,
     /// When the client's patience ends.
@@ -49,42 +56,62 @@ pub struct Fleet {
     agg: Pool,
     prefill: Pool,
     decode: Arc<Pool>,
-    releaser: Releaser,
     conditional: Conditional,
     measured: Mutex<Measured>,
+    /// What is known of the workers' caches, where routing looks at that.
+    knowledge: Option<Arc<Knowledge>>,
     metrics: ModelMetrics,
 }
 
 impl Fleet {
     /// Returns a fleet without workers.
     ///
-    /// - `mode`: how workers are chosen; prefill workers always by the tokens they have to compute, which is
-    ///   what a prompt waits for.
+    /// - `knowledge`: what is known of the workers' caches, where routing looks at that.
     /// - `seed`: of random choices.
-    pub fn new(
-        mode: RouterMode,
+    pub(crate) fn new(
+        routing: Routing,
         conditional: Conditional,
+        knowledge: Option<Arc<Knowledge>>,
         seed: u64,
         metrics: ModelMetrics,
     ) -> Self {
-        let pool = |policy| Pool::new(policy, seed, metrics.retries.clone());
-        let decode = Arc::new(pool(mode.policy()));
+        let pool = |stage| {
+            let retries = metrics.retries.clone();
+            Pool::new(stage, routing, knowledge.clone(), seed, retries)
+        };
+        let decode = Arc::new(pool(Stage::Decode));
         Self {
-            agg: pool(mode.policy()),
-            prefill: pool(Policy::LeastLoaded(Measure::Tokens)),
-            releaser: Releaser::new(Arc::clone(&decode), metrics.handoff.clone()),
+            agg: pool(Stage::Whole),
+            prefill: pool(Stage::Prefill),
             decode,
             conditional,
             measured: Mutex::default(),
+            knowledge,
             metrics,
         }
     }
 
-    /// Adds a worker. Called by one task only. Encode workers take no part yet.
-    pub(crate) fn add(&self, worker: &Arc<Worker>) {
-        if let Some(pool) = self.pool(worker.card().role) {
-            pool.add(worker);
+    /// Returns the names of a prompt's blocks, once for all who look at them; none where nobody does.
+    ///
+    /// - `tokens`: those of the request.
+    pub(crate) fn hash(&self, request: &GenerateRequest, tokens: &[u32]) -> Arc<[BlockHash]> {
+        match &self.knowledge {
+            Some(knowledge) => knowledge.hash(request, tokens),
+            None => Arc::from([]),
         }
+    }
+
+    /// Forgets what was sent to workers too long ago. To be called about once a second.
+    pub(crate) fn expire(&self) {
+        if let Some(knowledge) = &self.knowledge {
+            knowledge.expire();
+        }
+    }
+
+    /// Adds a worker and returns its targets. Called by one task only. Encode workers take no part yet.
+    pub(crate) fn add(&self, worker: &Arc<Worker>) -> Vec<Arc<Target>> {
+        let pool = self.pool(worker.card().role);
+        pool.map(|pool| pool.add(worker)).unwrap_or_default()
     }
 
     /// Removes a worker; what runs on it goes on. Called by the task that adds.
@@ -132,10 +159,14 @@ impl Fleet {
             .map_err(late)?
     }
 
-    /// Returns what takes deltas with KV parameters that nobody reads.
-    pub(crate) fn unclaimed(&self) -> Unclaimed {
-        let releaser = self.releaser.clone();
+    /// Returns what takes deltas with KV parameters that nobody reads, from workers of a protocol.
+    pub(crate) fn unclaimed(&self, protocol: HandOffProtocol) -> Unclaimed {
+        let releaser = self.releaser(protocol);
         Arc::new(move |delta| releaser.release(delta.kv_transfer_params))
+    }
+
+    fn releaser(&self, protocol: HandOffProtocol) -> Releaser {
+        Releaser::new(&self.decode, protocol, &self.metrics.handoff)
     }
 
     async fn dispatch_any(&self, order: &Order) -> Result<Attempt, DispatchError> {
@@ -145,6 +176,10 @@ impl Fleet {
             Err(error) if error.code.is_retryable() => match self.way() {
                 // The workers of the one way left meanwhile, and those of the other are there.
                 Ok(now) if now != way => self.dispatch_by(now, order).await,
+                // Prefill and decode workers that do not get on with each other, beside others that could.
+                Ok(Way::Disaggregated) if self.agg.is_available() => {
+                    self.dispatch_by(Way::Aggregated, order).await
+                }
                 Ok(_) | Err(_) => Err(error),
             },
             done => done,
@@ -154,13 +189,13 @@ impl Fleet {
     async fn dispatch_by(&self, way: Way, order: &Order) -> Result<Attempt, DispatchError> {
         match (way, order.deadline) {
             (Way::Disaggregated, _) => self.hand_off(order).await,
-            (Way::Aggregated, None) => self.agg.dispatch(&order.request).await,
+            (Way::Aggregated, None) => self.agg.dispatch(order.ask(&order.request)).await,
             (Way::Aggregated, Some(_)) => {
                 let request = GenerateRequest {
                     deadline_ms: order.time_left(),
                     ..GenerateRequest::clone(&order.request)
                 };
-                self.agg.dispatch(&request).await
+                self.agg.dispatch(order.ask(&request)).await
             }
         }
     }
@@ -192,6 +227,28 @@ impl Fleet {
 }
 
 impl Order {
+    /// Asks for a worker that answers.
+    ///
+    /// - `request`: what it is sent.
+    fn ask<'a>(&'a self, request: &'a GenerateRequest) -> Ask<'a> {
+        let route = self.route.as_deref();
+        Ask {
+            blocks: &self.blocks,
+            route,
+            pinned: route.and_then(|route| route.worker.as_ref()),
+            ..Ask::new(request, &[])
+        }
+    }
+
+    /// Asks for a worker that computes the prompt for another.
+    fn ask_prefill<'a>(&'a self, request: &'a GenerateRequest) -> Ask<'a> {
+        let route = self.route.as_deref();
+        Ask {
+            pinned: route.and_then(|route| route.prefill_worker.as_ref()),
+            ..self.ask(request)
+        }
+    }
+
     /// Returns the milliseconds that are left, as workers are told them.
     fn time_left(&self) -> Option<u64> {
         let left = self.deadline?.saturating_duration_since(Instant::now());

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use serde_json::Value;
 use stator_common::Code;
 use stator_common::proto::worker::{Delta, FinishReason, TokenLogprobs};
 use stator_text::{End, OutputText, TokenizerError};
@@ -71,6 +72,8 @@ pub(crate) struct Choice {
 }
 
 enum Source {
+    /// Nothing has been done for it.
+    New(Arc<Fleet>, Order),
     /// Waits for a worker's first delta.
     Starting(Pin<Box<dyn Future<Output = Result<Attempt, DispatchError>> + Send>>),
     Running(Box<Attempt>),
@@ -87,9 +90,8 @@ impl Choice {
         text: OutputText,
         constraint: Option<&'static str>,
     ) -> Self {
-        let attempt = async move { fleet.dispatch(&order).await };
         Self {
-            source: Source::Starting(Box::pin(attempt)),
+            source: Source::New(fleet, order),
             text,
             constraint,
         }
@@ -99,7 +101,21 @@ impl Choice {
         matches!(self.source, Source::Finished)
     }
 
+    /// Says where the choice would go, unless it went.
+    pub(crate) fn explain(&self) -> Option<Value> {
+        match &self.source {
+            Source::New(fleet, order) => Some(fleet.explain(order)),
+            Source::Starting(_) | Source::Running(_) | Source::Finished => None,
+        }
+    }
+
     fn poll_delta(&mut self, cx: &mut Context<'_>) -> Poll<Result<Delta, ApiError>> {
+        if let Source::New(..) = self.source
+            && let Source::New(fleet, order) = std::mem::replace(&mut self.source, Source::Finished)
+        {
+            let attempt = async move { fleet.dispatch(&order).await };
+            self.source = Source::Starting(Box::pin(attempt));
+        }
         if let Source::Starting(attempt) = &mut self.source {
             match ready!(attempt.as_mut().poll(cx)) {
                 Ok(attempt) => self.source = Source::Running(Box::new(attempt)),

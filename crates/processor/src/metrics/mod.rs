@@ -19,6 +19,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use crate::knowledge::KnowledgeMetrics;
 pub use handoff::HandOffMetrics;
 pub use labels::{Endpoint, Outcome};
 use observation::EndpointMetrics;
@@ -46,6 +47,9 @@ const ITL: &str = "stator_processor_inter_token_latency_seconds";
 const DURATION: &str = "stator_processor_request_duration_seconds";
 const PROMPT_TOKENS: &str = "stator_processor_prompt_tokens";
 const OUTPUT_TOKENS: &str = "stator_processor_output_tokens";
+const EXPECTED: &str = "stator_processor_cache_expected_tokens_total";
+const MISSING: &str = "stator_processor_cache_missing_tokens_total";
+const RESYNCS: &str = "stator_processor_cache_resyncs_total";
 
 /// The process's measurements.
 pub struct Metrics {
@@ -127,6 +131,13 @@ impl Metrics {
         );
         let cached = text("Prompt tokens that came from a cache");
         r.describe_counter("stator_processor_cached_tokens_total".into(), None, cached);
+        let expected =
+            text("Prompt tokens that workers had said they hold when they were sent there");
+        r.describe_counter(EXPECTED.into(), None, expected);
+        let missing = text("Of the expected, prompt tokens that the engines did not find");
+        r.describe_counter(MISSING.into(), None, missing);
+        let resyncs = text("Views of caches asked for again, since too much was missing");
+        r.describe_counter(RESYNCS.into(), None, resyncs);
         let seconds = Some(Unit::Seconds);
         r.describe_histogram(TTFT.into(), seconds, text("Arrival to first token"));
         r.describe_histogram(
@@ -196,6 +207,11 @@ impl Metrics {
             }),
             retries: self.counter("stator_processor_retries_total", &[("model", model)]),
             handoff: HandOffMetrics::new(self, model),
+            knowledge: KnowledgeMetrics {
+                expected: self.counter(EXPECTED, &[("model", model)]),
+                missing: self.counter(MISSING, &[("model", model)]),
+                resyncs: self.counter(RESYNCS, &[("model", model)]),
+            },
             totals: Arc::clone(&self.totals),
         }
     }

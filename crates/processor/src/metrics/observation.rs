@@ -7,6 +7,7 @@ use std::time::Instant;
 use metrics::{Counter, Gauge, Histogram};
 
 use super::{Endpoint, HandOffMetrics, Outcome, Totals};
+use crate::knowledge::KnowledgeMetrics;
 
 /// The handles of one model.
 #[derive(Clone, Debug)]
@@ -15,6 +16,7 @@ pub struct ModelMetrics {
     /// Attempts that were repeated on another worker.
     pub(crate) retries: Counter,
     pub(crate) handoff: HandOffMetrics,
+    pub(crate) knowledge: KnowledgeMetrics,
     pub(super) totals: Arc<Totals>,
 }
 

@@ -22,11 +22,15 @@ use super::load::{self, Assets, LoadError};
 use super::{Model, Models, Snapshot, Unused};
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::knowledge::Following;
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::pool::Worker;
 
 /// Pause before a model's files are asked for again, when no worker could deliver them.
 const RELOAD_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often what was sent to workers too long ago is forgotten.
+const EXPIRY: Duration = Duration::from_secs(1);
 
 /// The task's state.
 pub struct Registry {
@@ -38,6 +42,7 @@ pub struct Registry {
     groups: HashMap<String, Group>,
     refused: HashMap<WorkerId, Refused>,
     loads: JoinSet<Loaded>,
+    following: Following,
 }
 
 /// The workers of one model.
@@ -71,6 +76,7 @@ struct Loaded {
 impl Registry {
     /// Returns a registry that publishes into `models`.
     pub fn new(models: Arc<Models>, metrics: Arc<Metrics>, config: Arc<Config>) -> Self {
+        let following = Following::new(config.router_mode);
         Self {
             refusals: metrics.workers_refused(),
             models,
@@ -79,14 +85,20 @@ impl Registry {
             groups: HashMap::new(),
             refused: HashMap::new(),
             loads: JoinSet::new(),
+            following,
         }
     }
 
     /// Follows `events`, for ever: if discovery ends, the workers of then stay.
     pub async fn run(mut self, mut events: Watch) {
         let mut followed = true;
+        let mut expiry = tokio::time::interval(EXPIRY);
         loop {
             tokio::select! {
+                _ = expiry.tick() => {
+                    self.groups.values().for_each(|group| group.fleet.expire());
+                    continue;
+                }
                 event = events.next(), if followed => match event {
                     Some(Event::Put(card)) => self.put(Arc::from(card)),
                     Some(Event::Gone(worker)) => self.gone(&worker),
@@ -150,18 +162,20 @@ impl Registry {
         match self.groups.entry(id) {
             Entry::Occupied(mut group) => {
                 let group = group.get_mut();
-                let worker = join(&group.fleet, card, &self.config);
+                let worker = join(&group.fleet, card, &self.config, &self.following);
                 group.workers.push(worker);
             }
             Entry::Vacant(entry) => {
                 let metrics = self.metrics.model(entry.key());
+                let knowledge = self.following.knowledge(&card, &metrics);
                 let fleet = Arc::new(Fleet::new(
-                    self.config.router_mode,
+                    self.config.routing(),
                     self.config.conditional(),
+                    knowledge,
                     rand::random(),
                     metrics.clone(),
                 ));
-                let worker = join(&fleet, Arc::clone(&card), &self.config);
+                let worker = join(&fleet, Arc::clone(&card), &self.config, &self.following);
                 let fingerprint = card.model.fingerprint();
                 let load = load(
                     entry.key(),
@@ -216,6 +230,7 @@ impl Registry {
         info!(%worker, model = id, "worker left");
         group.workers.retain(|known| known.id() != worker);
         group.fleet.remove(worker);
+        self.following.remove(worker);
         if !group.workers.is_empty() {
             return;
         }
@@ -324,17 +339,19 @@ fn unused(group: &Group, reason: &str) -> impl Iterator<Item = Unused> {
 }
 
 /// Connects to a worker and adds it to a fleet.
-fn join(fleet: &Fleet, card: Arc<Card>, config: &Config) -> Arc<Worker> {
+fn join(fleet: &Fleet, card: Arc<Card>, config: &Config, following: &Following) -> Arc<Worker> {
     let token = config.plane_token.as_ref();
+    let handoff = card.handoff.as_ref();
+    let protocol = handoff.map(|handoff| handoff.protocol).unwrap_or_default();
     let client = ClientConfig {
         worker: Some(card.worker.clone()),
         token: token.map(|token| token.reveal().to_owned()),
-        unclaimed: fleet.unclaimed(),
+        unclaimed: fleet.unclaimed(protocol),
         ..ClientConfig::default()
     };
     let client = Client::connect(&card.address, client);
     let worker = Arc::new(Worker::new(card, client));
-    fleet.add(&worker);
+    following.add(&fleet.add(&worker), worker.card());
     worker
 }
 

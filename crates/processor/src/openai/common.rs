@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::http::HeaderMap;
+use axum::response::Response;
 use bytes::BytesMut;
 use stator_common::Code;
 use stator_common::proto::worker::{GenerateRequest, Sampling};
@@ -15,12 +16,15 @@ use super::error::ApiError;
 use super::json;
 use super::prompt::Prompt;
 use super::request::{Int, Shared};
+use super::route;
 use super::sampling::{self, Limits};
 use super::structured;
 use crate::App;
+use crate::config::Config;
 use crate::fleet::{Order, Siblings};
 use crate::generate::Choice;
 use crate::models::Model;
+use crate::pool::Route;
 use crate::server::RequestId;
 
 /// Characters of a cache salt (vLLM's `_MAX_CACHE_SALT_LENGTH`; longer ones do not fit downstream caches).
@@ -74,26 +78,37 @@ pub(crate) struct Arrival {
     pub(crate) headers: HeaderMap,
     /// When the client's patience ends.
     deadline: Option<Instant>,
+    rules: route::Rules,
+    /// Collects why workers were chosen, where the client wants to know.
+    told: Option<route::Told>,
 }
 
 impl Arrival {
     /// Notes a request that has come now.
     ///
-    /// - `timeout`: of requests that name none.
-    ///
     /// # Errors
-    /// The header that names one is not a number of milliseconds.
+    /// The header that bounds its time is not a number of milliseconds.
     pub(crate) fn new(
         id: RequestId,
         headers: HeaderMap,
-        timeout: Option<Duration>,
+        config: &Config,
     ) -> Result<Self, ApiError> {
-        let timeout = own_timeout(&headers)?.or(timeout);
+        let timeout = own_timeout(&headers)?.or(config.request_timeout);
         Ok(Self {
             id,
-            headers,
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            rules: route::Rules::new(config),
+            told: route::told(&headers),
+            headers,
         })
+    }
+
+    /// Adds to the answer what the client wants to know of its way.
+    pub(crate) fn tell(&self, mut response: Response) -> Response {
+        if let Some(told) = &self.told {
+            route::tell(told, &mut response);
+        }
+        response
     }
 }
 
@@ -209,6 +224,7 @@ pub(crate) struct Common {
     cache_salt: String,
     dp_rank: Option<u32>,
     deadline: Option<Instant>,
+    route: Option<Arc<Route>>,
     trace_headers: HashMap<String, String>,
     stop: Vec<String>,
     include_stop: bool,
@@ -263,6 +279,12 @@ impl Common {
             cache_salt: cache_salt(shared)?,
             dp_rank: dp_rank(headers, model)?,
             deadline: arrival.deadline,
+            route: route::read(
+                headers,
+                shared.user.as_deref(),
+                arrival.told.as_ref(),
+                arrival.rules,
+            )?,
             room: MAX_CHOICE_BYTES,
             trace_headers: traces.collect(),
             stop: sampling::stop_strings(shared)?.to_vec(),
@@ -316,6 +338,7 @@ impl Common {
             ..GenerateRequest::default()
         };
         self.take_room(&request)?;
+        let blocks = model.fleet.hash(&request, &prompt.tokens);
         let request = Arc::new(request);
         let siblings = Arc::new(Siblings::default());
         let tokenizer = &model.assets.tokenizer;
@@ -339,6 +362,8 @@ impl Common {
             let text = OutputText::new(detokenizer, stop);
             let order = Order {
                 request,
+                blocks: Arc::clone(&blocks),
+                route: self.route.clone(),
                 siblings: Arc::clone(&siblings),
                 deadline: self.deadline,
             };

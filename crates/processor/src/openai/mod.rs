@@ -8,10 +8,12 @@ pub(crate) mod chat;
 pub(crate) mod common;
 mod completions;
 mod error;
+mod explain;
 pub(crate) mod json;
 mod logprobs;
 pub(crate) mod prompt;
 pub(crate) mod request;
+pub(crate) mod route;
 mod sampling;
 mod structured;
 mod usage;
@@ -30,6 +32,7 @@ pub fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completions::handle))
+        .route("/route/explain", post(explain::handle))
         .merge(crate::tokenize::routes())
 }
 

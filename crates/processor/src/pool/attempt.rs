@@ -1,6 +1,5 @@
 //! One try at one worker: booked, begun, streamed.
 
-use std::cell::OnceCell;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +8,7 @@ use futures::StreamExt;
 use stator_common::plane::tcp::DeltaStream;
 use stator_common::proto::worker::{self, Delta, FinishReason, GenerateRequest, TokenLogprobs};
 use stator_common::{Code, ids::WorkerId};
-use stator_router::Booking;
+use stator_router::{Booking, Share};
 
 use super::{DispatchError, Target, Worker};
 
@@ -20,27 +19,32 @@ pub(crate) const ABORTED: &str = "the engine aborted the request";
 pub(crate) struct Booked {
     target: Arc<Target>,
     booking: Booking,
+    share: Share,
+    /// Tokens of the prompt that the target says that it holds.
+    expected: u64,
 }
 
 impl Booked {
-    pub(super) fn new(target: &Arc<Target>, prompt_tokens: usize, prefilled: bool) -> Self {
+    pub(super) fn new(target: &Arc<Target>, share: Share, expected: u64) -> Self {
         target.worker.chosen();
-        let ledger = &target.ledger;
         Self {
             target: Arc::clone(target),
-            booking: if prefilled {
-                ledger.book_decode(prompt_tokens)
-            } else {
-                ledger.book(prompt_tokens)
-            },
+            booking: target.ledger.book(share),
+            share,
+            expected,
         }
+    }
+
+    /// Returns what of the prompt the target is expected not to have, in tokens.
+    pub(crate) fn uncached(&self) -> u64 {
+        self.share.prompt.saturating_sub(self.share.cached)
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.target.worker
     }
 
-    pub(crate) fn target(&self) -> &Target {
+    pub(crate) fn target(&self) -> &Arc<Target> {
         &self.target
     }
 
@@ -49,7 +53,12 @@ impl Booked {
     /// # Errors
     /// It could not be sent.
     pub(crate) fn send(self, request: &GenerateRequest) -> Result<Attempt, DispatchError> {
-        let Self { target, booking } = self;
+        let Self {
+            target,
+            booking,
+            expected,
+            ..
+        } = self;
         let client = target.worker.client();
         let sent = if target.dp_rank.is_some() && request.dp_rank.is_none() {
             client.generate(&GenerateRequest {
@@ -69,6 +78,7 @@ impl Booked {
             stream,
             target,
             booking: Some(booking),
+            expected,
             first: None,
         })
     }
@@ -86,7 +96,7 @@ impl Booked {
                 Err(DispatchError::new(Code::Unavailable, ABORTED))
             }
             Some(delta) => {
-                attempt.target.worker.answered();
+                attempt.target.answered();
                 attempt.first = Some(delta);
                 Ok(attempt)
             }
@@ -107,8 +117,7 @@ fn refusal(delta: Delta) -> DispatchError {
                 code,
                 field: (!error.field.is_empty()).then(|| error.field.clone()),
                 message: error.message,
-                // A worker that takes nothing new says so before it asks its engine.
-                began: code != Code::Draining,
+                began: !error.untouched,
             }
         }
         None => DispatchError::new(Code::Internal, "the worker failed without a reason"),
@@ -121,6 +130,8 @@ pub struct Attempt {
     target: Arc<Target>,
     /// Absent after the last delta.
     booking: Option<Booking>,
+    /// Tokens of the prompt that the target said that it holds; compared once.
+    expected: u64,
     first: Option<Delta>,
 }
 
@@ -163,6 +174,9 @@ impl Attempt {
     }
 
     fn account(&mut self, delta: &Delta) {
+        if let (Some(found), Some(entry)) = (delta.cached_tokens, self.target.entry()) {
+            entry.compare(std::mem::take(&mut self.expected), found.into());
+        }
         if delta.finish == FinishReason::Unspecified as i32 {
             if let Some(booking) = &mut self.booking {
                 booking.generated(delta.tokens.len());
@@ -171,7 +185,7 @@ impl Attempt {
         }
         self.booking = None;
         if let Some(error) = &delta.error {
-            self.target.worker.failed(
+            self.target.failed(
                 worker::Code::try_from(error.code)
                     .unwrap_or_default()
                     .into(),
@@ -180,64 +194,9 @@ impl Attempt {
     }
 }
 
-/// What the router may ask about a request; the tokens are unpacked only if it asks for them.
-pub(super) struct Prompt<'a> {
-    request: &'a GenerateRequest,
-    tokens: OnceCell<Vec<u32>>,
-}
-
-impl<'a> Prompt<'a> {
-    pub(super) fn new(request: &'a GenerateRequest) -> Self {
-        Self {
-            request,
-            tokens: OnceCell::new(),
-        }
-    }
-
-    /// Returns the number of tokens.
-    pub(super) fn len(&self) -> usize {
-        self.request.prompt_tokens.len() / size_of::<u32>()
-    }
-}
-
-impl stator_router::Prompt for Prompt<'_> {
-    fn tokens(&self) -> &[u32] {
-        self.tokens.get_or_init(|| {
-            let words = self.request.prompt_tokens.chunks_exact(size_of::<u32>());
-            words
-                .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")))
-                .collect()
-        })
-    }
-
-    fn lora(&self) -> &str {
-        &self.request.lora
-    }
-
-    fn cache_salt(&self) -> &str {
-        &self.request.cache_salt
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use stator_router::Prompt as _;
-
     use super::*;
-
-    #[test]
-    fn the_prompt_is_unpacked_as_little_endian_words() {
-        let request = GenerateRequest {
-            prompt_tokens: vec![1, 0, 0, 0, 0, 1, 0, 0].into(),
-            lora: "l".to_owned(),
-            ..GenerateRequest::default()
-        };
-        let prompt = Prompt::new(&request);
-        assert_eq!(
-            (prompt.len(), prompt.tokens(), prompt.lora()),
-            (2, &[1, 256][..], "l")
-        );
-    }
 
     #[test]
     fn a_refusal_carries_the_code_and_field_of_the_worker() {
@@ -245,6 +204,7 @@ mod tests {
             code: worker::Code::InvalidRequest.into(),
             message: "too many".to_owned(),
             field: "logprobs".to_owned(),
+            ..Default::default()
         };
         let error = refusal(Delta {
             error: Some(error),

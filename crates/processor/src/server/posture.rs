@@ -1,19 +1,13 @@
-//! Says at start-up what is open to whom and how to close it, and what was asked for and is not there yet.
+//! Says at start-up what is open to whom and how to close it.
 
 use std::net::SocketAddr;
 
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::pool::RouterMode;
 
 /// Writes the line to the log: as a warning if somebody outside may ask without a key.
 pub(super) fn announce(config: &Config, addr: SocketAddr, system: Option<SocketAddr>) {
-    if config.router_mode == RouterMode::Kv {
-        warn!(
-            "routing by cached prefixes is not there yet: workers are chosen by the tokens that wait there"
-        );
-    }
     let line = describe(config, addr, system);
     let system_is_open = system.is_some_and(|system| !system.ip().is_loopback());
     if (addr.ip().is_loopback() || !config.api_key.is_empty()) && !system_is_open {

@@ -22,6 +22,7 @@ use crate::openai::{self, ApiError};
 pub(super) enum Route {
     Chat,
     Completions,
+    Explain,
     Tokenize,
     Detokenize,
     Models,
@@ -39,9 +40,10 @@ pub(super) enum Route {
 impl Route {
     /// Every route that is served.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Chat,
         Self::Completions,
+        Self::Explain,
         Self::Tokenize,
         Self::Detokenize,
         Self::Models,
@@ -59,6 +61,7 @@ impl Route {
         match path {
             "/v1/chat/completions" => Self::Chat,
             "/v1/completions" => Self::Completions,
+            "/route/explain" => Self::Explain,
             "/tokenize" => Self::Tokenize,
             "/detokenize" => Self::Detokenize,
             "/v1/models" => Self::Models,
@@ -77,6 +80,7 @@ impl Route {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Explain => "/route/explain",
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
             Self::Models => "/v1/models",

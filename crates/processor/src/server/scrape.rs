@@ -8,6 +8,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
+use stator_common::events::Medium;
 
 use crate::App;
 use crate::models::Model;
@@ -32,7 +33,7 @@ const WORKER_SERIES: &[(&str, &str, &str, Read)] = &[
         "Whether the worker can take requests",
         |target| {
             Some(f64::from(u8::from(
-                target.worker.availability() == Availability::Open,
+                target.availability() == Availability::Open,
             )))
         },
     ),
@@ -80,6 +81,18 @@ const WORKER_SERIES: &[(&str, &str, &str, Read)] = &[
         "gauge",
         "Share of KV blocks in use",
         |target| Some(f64::from(target.worker.reported().kv_usage)),
+    ),
+    (
+        "worker_known_blocks",
+        "gauge",
+        "KV blocks that the worker is known or believed to hold on its device",
+        |target| Some(target.entry()?.blocks(Medium::Gpu) as f64),
+    ),
+    (
+        "worker_cache_missing_share",
+        "gauge",
+        "Share of what the worker had said it holds that its engine did not find lately",
+        |target| Some(target.entry()?.drift()),
     ),
 ];
 

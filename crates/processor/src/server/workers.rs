@@ -5,9 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
+use stator_common::events::Medium;
 use stator_common::plane::tcp;
 
 use crate::App;
+use crate::knowledge::Entry;
 use crate::models::Model;
 use crate::pool::{Availability, Target};
 
@@ -52,7 +54,7 @@ fn describe(target: &Target) -> Value {
         "block_size": card.model.block_size,
         "max_num_seqs": card.model.max_num_seqs,
         "connection": connection(worker.state()),
-        "availability": match worker.availability() {
+        "availability": match target.availability() {
             Availability::Open => "open",
             Availability::Inhibited => "inhibited",
             Availability::Absent => "absent",
@@ -68,6 +70,18 @@ fn describe(target: &Target) -> Value {
             "waiting": reported.waiting,
             "kv_usage": reported.kv_usage,
         },
+        "cache": target.entry().map(cache),
+    })
+}
+
+/// Shows what is known of a target's cache, where routing looks at that.
+fn cache(entry: &Entry) -> Value {
+    json!({
+        "known_from": if entry.tells() { "events" } else { "routing" },
+        "device_blocks": entry.blocks(Medium::Gpu),
+        "host_blocks": entry.blocks(Medium::Cpu),
+        "storage_blocks": entry.blocks(Medium::Storage),
+        "missing_share": entry.drift(),
     })
 }
 

@@ -17,13 +17,14 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use bytes::Bytes;
 
 use super::common::{self, Arrival};
 use super::error::ApiError;
 use super::request;
 use crate::App;
 use crate::config::ReasoningField;
-use crate::generate::{Generation, collect, sse};
+use crate::generate::{Choice, Generation, collect, sse};
 use crate::metrics::{Endpoint, Observation, Outcome};
 use crate::models::Model;
 use crate::server::{RequestBody, RequestId};
@@ -43,16 +44,31 @@ pub(crate) async fn handle(
     let request: ChatRequest = request::read(body, &app.long_work).await?;
     let model = common::model(&app, request.shared.model.as_deref())?;
     let mut observation = model.metrics.begin(Endpoint::Chat);
-    let arrival = Arrival::new(id, headers, app.config.request_timeout)?;
+    let arrival = Arrival::new(id, headers, &app.config)?;
     let prepared = convert::prepare(request, bytes, &model, &arrival, &app).await;
     let prepared = prepared.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
-    answer(
-        prepared,
-        model,
-        app.config.reasoning_field_name,
-        observation,
-    )
-    .await
+    let reasoning_field = app.config.reasoning_field_name;
+    let response = answer(prepared, model, reasoning_field, observation).await?;
+    Ok(arrival.tell(response))
+}
+
+/// Returns the first choice of a request, which is not sent.
+///
+/// # Errors
+/// Those of [`handle`] up to there.
+pub(crate) async fn unsent(
+    app: &App,
+    id: RequestId,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(Arc<Model>, Vec<Choice>), ApiError> {
+    let bytes = body.len();
+    let request: ChatRequest = request::read(body, &app.long_work).await?;
+    let model = common::model(app, request.shared.model.as_deref())?;
+    let arrival = Arrival::new(id, headers, &app.config)?;
+    let mut prepared = convert::prepare(request, bytes, &model, &arrival, app).await?;
+    prepared.choices.truncate(1);
+    Ok((model, prepared.choices))
 }
 
 async fn answer(

@@ -12,12 +12,13 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use bytes::Bytes;
 
 use super::common::{self, Arrival};
 use super::error::ApiError;
 use super::request;
 use crate::App;
-use crate::generate::{Generation, collect, sse};
+use crate::generate::{Choice, Generation, collect, sse};
 use crate::metrics::{Endpoint, Observation, Outcome};
 use crate::models::Model;
 use crate::server::{RequestBody, RequestId};
@@ -34,10 +35,29 @@ pub(crate) async fn handle(
     let request: CompletionRequest = request::read(body, &app.long_work).await?;
     let model = common::model(&app, request.shared.model.as_deref())?;
     let mut observation = model.metrics.begin(Endpoint::Completions);
-    let arrival = Arrival::new(id, headers, app.config.request_timeout)?;
+    let arrival = Arrival::new(id, headers, &app.config)?;
     let prepared = convert::prepare(request, &model, &arrival, &app.long_work).await;
     let prepared = prepared.inspect_err(|error| observation.end(Outcome::from(error.code())))?;
-    answer(prepared, model, observation).await
+    let response = answer(prepared, model, observation).await?;
+    Ok(arrival.tell(response))
+}
+
+/// Returns the first choice of each prompt of a request, which is not sent.
+///
+/// # Errors
+/// Those of [`handle`] up to there.
+pub(crate) async fn unsent(
+    app: &App,
+    id: RequestId,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(Arc<Model>, Vec<Choice>), ApiError> {
+    let request: CompletionRequest = request::read(body, &app.long_work).await?;
+    let model = common::model(app, request.shared.model.as_deref())?;
+    let arrival = Arrival::new(id, headers, &app.config)?;
+    let prepared = convert::prepare(request, &model, &arrival, &app.long_work).await?;
+    let each = prepared.answer.n.max(1);
+    Ok((model, prepared.choices.into_iter().step_by(each).collect()))
 }
 
 async fn answer(

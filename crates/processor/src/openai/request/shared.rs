@@ -1,7 +1,7 @@
 //! The fields that chat completions and completions have in common.
 //!
 //! Names and defaults are vLLM's (0.32, `openai/chat_completion/protocol.py`, `openai/completion/protocol.py`).
-//! Fields of OpenAI that change nothing here (`user`, `metadata`, `store`, `service_tier`, ...) are not
+//! Fields of OpenAI that change nothing here (`metadata`, `store`, `service_tier`, ...) are not
 //! listed: unknown fields are skipped.
 
 use std::fmt;
@@ -63,6 +63,8 @@ fields! {
 
         priority: Int,
         cache_salt: String,
+        /// May make requests a session (`--session-affinity user`).
+        user: String,
         vllm_xargs: Box<serde_json::value::RawValue>,
 
         // What follows is refused when it would change the answer.

@@ -1,0 +1,112 @@
+//! `stator-bench trace`: what routing is worth, by the real router over simulated engines in simulated time.
+//!
+//! Nothing is sent: requests, engines and the way of KV events are events in one queue, so that an hour of sixty-four
+//! workers takes seconds and equal seeds give equal figures.
+
+mod engine;
+mod run;
+mod workload;
+
+use run::{Chooser, Outcome};
+use stator_router::Weights;
+use workload::Workload;
+
+/// What to simulate.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Workers; several numbers, several fleets.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [8, 64])]
+    workers: Vec<usize>,
+
+    /// Simulated seconds.
+    #[arg(long, value_name = "S", default_value_t = 600.0)]
+    simulated: f64,
+
+    /// Of requests and choices.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+
+    /// Weights of a decoded token to compare, beside the policies.
+    #[arg(long, value_name = "WEIGHT", value_delimiter = ',')]
+    decode_weights: Vec<f64>,
+}
+
+/// Simulates and prints Markdown.
+pub(crate) fn run(options: &Options) {
+    for workload in Workload::ALL {
+        for &workers in &options.workers {
+            let requests = workload.requests(options.simulated, workers, options.seed);
+            println!(
+                "\n{} on {workers} workers: {} requests in {} s\n",
+                workload.name(),
+                requests.len(),
+                options.simulated
+            );
+            println!("| | TTFT p50, s | p99, s | mean, s | regret | hits | balance |");
+            println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+            let weighed = options.decode_weights.iter().map(|&decoding| {
+                Chooser::Kv(Weights {
+                    decoding,
+                    ..Weights::WHOLE
+                })
+            });
+            let choosers: Vec<_> = Chooser::ALL.into_iter().chain(weighed).collect();
+            let outcomes = choosers
+                .iter()
+                .map(|&chooser| run::run(&requests, workers, chooser, options.seed));
+            let outcomes: Vec<_> = outcomes.collect();
+            let oracle = choosers
+                .iter()
+                .position(|chooser| *chooser == Chooser::Oracle)
+                .map_or(0.0, |at| outcomes[at].mean());
+            for (chooser, outcome) in choosers.iter().zip(&outcomes) {
+                print(*chooser, outcome, oracle);
+            }
+        }
+    }
+}
+
+fn print(chooser: Chooser, outcome: &Outcome, oracle: f64) {
+    let name = match chooser {
+        Chooser::Kv(weights) if weights != Weights::WHOLE => format!("kv, {}", weights.decoding),
+        _ => chooser.name().to_owned(),
+    };
+    println!(
+        "| {name} | {:.3} | {:.3} | {:.3} | {:+.0} % | {:.1} % | {:.2} |",
+        outcome.ttft(0.5),
+        outcome.ttft(0.99),
+        outcome.mean(),
+        100.0 * (outcome.mean() / oracle - 1.0),
+        100.0 * outcome.hits,
+        outcome.balance,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(workload: Workload, chooser: Chooser) -> Outcome {
+        let requests = workload.requests(120.0, 8, 3);
+        run::run(&requests, 8, chooser, 3)
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_figures_and_every_request_is_answered() {
+        let requests = Workload::Conversations.requests(60.0, 8, 3);
+        let once = || run::run(&requests, 8, Chooser::Kv(Weights::WHOLE), 3);
+        let (one, two) = (once(), once());
+        assert_eq!(one.ttft, two.ttft);
+        assert_eq!(one.ttft.len(), requests.len());
+    }
+
+    #[test]
+    fn looking_at_caches_finds_more_there_and_answers_sooner() {
+        for workload in Workload::ALL {
+            let blind = outcome(workload, Chooser::LeastLoaded);
+            let kv = outcome(workload, Chooser::Kv(Weights::WHOLE));
+            assert!(kv.hits > blind.hits + 0.1, "{workload:?}");
+            assert!(kv.mean() < 0.8 * blind.mean(), "{workload:?}");
+        }
+    }
+}
