@@ -1,6 +1,11 @@
 //! A relay: views of engines, kept and told.
 
-use std::{collections::HashMap, net::IpAddr, net::SocketAddr};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    thread,
+};
 
 use parking_lot::Mutex;
 use stator_common::{
@@ -8,7 +13,7 @@ use stator_common::{
     events::{ViewId, plane::PlaneError, zmq},
 };
 use stator_engine::kv_events::Endpoints;
-use tokio::sync::mpsc;
+use tokio::{runtime, sync::mpsc};
 use tokio_util::{sync::CancellationToken, sync::DropGuard};
 
 use crate::{
@@ -24,8 +29,21 @@ const OUTGOING: usize = 256;
 /// Questions that may wait for one view. Beyond, followers are told to ask again.
 const QUESTIONS: usize = 256;
 
+/// Why a relay cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    #[error(transparent)]
+    Plane(#[from] PlaneError),
+    #[error("start a thread for the relay: {0}")]
+    Thread(#[from] io::Error),
+}
+
 /// A relay. Dropping it ends it.
 pub struct Relay {
+    /// Where its tasks run.
+    runtime: runtime::Handle,
+    /// Ends the thread of that runtime, if it is the relay's own.
+    _thread: Option<DropGuard>,
     ports: zmq::Ports,
     out: mpsc::Sender<Outgoing>,
     desks: Desks,
@@ -52,10 +70,36 @@ impl Relay {
         let desks = Desks::default();
         tokio::spawn(hub::run(outlet, outgoing, desks.clone()));
         Ok(Self {
+            runtime: runtime::Handle::current(),
+            _thread: None,
             ports,
             out,
             desks,
             kept: Mutex::default(),
+        })
+    }
+
+    /// Like [`Relay::bind`], with a thread of its own: a large view is told in one go, which would hold up whatever
+    /// else runs on the caller's.
+    ///
+    /// # Errors
+    /// [`RelayError`].
+    pub async fn bind_apart(host: IpAddr, port: u16) -> Result<Self, RelayError> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        thread::Builder::new()
+            .name("kv-relay".to_owned())
+            .spawn(move || runtime.block_on(stopped))?;
+        let thread = Some(stop.drop_guard());
+        let bound = handle.spawn(Self::bind(host, port)).await;
+        let relay = bound.expect("binding does not panic")?;
+        Ok(Self {
+            _thread: thread,
+            ..relay
         })
     }
 
@@ -84,7 +128,8 @@ impl Relay {
         self.desks.lock().insert(view.clone(), desk);
         let keeper = Keeper::new(view.clone(), endpoints.clone(), self.out.clone(), asks);
         let stop = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.run()));
+        let kept_until = stop.clone().run_until_cancelled_owned(keeper.run());
+        self.runtime.spawn(kept_until);
         let stop = stop.drop_guard();
         kept.insert(
             view,

@@ -140,7 +140,7 @@ impl KvEvents {
         self.relay = match config.kv_relay {
             KvRelay::Off => None,
             KvRelay::Embedded => {
-                let relay = Relay::bind(bind, config.kv_relay_port).await?;
+                let relay = Relay::bind_apart(bind, config.kv_relay_port).await?;
                 let at = relay.advertised(advertised);
                 Some(Heard::Here(relay, at))
             }
