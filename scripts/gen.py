@@ -53,6 +53,11 @@ def write_outputs(python: Path, sources: Path | None) -> None:
     folder = WIRE / f"v{major}_{minor}"
     folder.mkdir(exist_ok=True)
     (folder / "outputs.json").write_text(made)
+    events = subprocess.run(
+        [python, SCRIPTS / "golden_events.py", *options],
+        check=True, stdout=subprocess.PIPE, text=True, env=host.environment(),
+    ).stdout
+    (folder / "events.json").write_text(events)
 
 
 if __name__ == "__main__":

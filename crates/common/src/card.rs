@@ -58,7 +58,7 @@ pub struct Relay {
 pub struct EngineEvents {
     /// The engine's data-parallel rank.
     pub dp_rank: u32,
-    /// Name of the machine that it runs on (`process::host`): endpoints may be files there.
+    /// Name of the machine that it runs on (`process::machine`): endpoints may be files there.
     pub host: String,
     /// ZMQ PUB, `ipc://path` or `tcp://host:port`.
     pub endpoint: String,

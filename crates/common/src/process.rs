@@ -13,6 +13,13 @@ pub fn host() -> String {
     }
 }
 
+/// Returns what names this machine, until it is started again; the same in its containers. Empty where the system does
+/// not tell.
+pub fn machine() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    boot.map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
 /// Returns when a process started, in clock ticks since boot; absent if it does not run (a zombie
 /// does not). Field 22 of `/proc/<pid>/stat`, proc(5).
 pub fn start_of(pid: u32) -> Option<u64> {

@@ -11,7 +11,8 @@
 //! The path of a request: `validate` checks it, `wire` writes it, `live` sends it and remembers it;
 //! `receive` reads the outputs by `wire` and looks their requests up in `live`. The life of an engine:
 //! `start` calls `spawn` and `handshake`, or `adopt`; `connected` makes it run; `supervise` watches it
-//! (`process`, `guard`, `logtail`) and clears away what is left.
+//! (`process`, `guard`, `logtail`) and clears away what is left. [`kv_events`] stands beside that: what an engine tells
+//! of its cache is heard by whoever wants to, in this process or another.
 
 mod adopt;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod handoff;
 mod handshake;
 mod info;
 pub mod introspect;
+pub mod kv_events;
 mod left;
 mod limits;
 mod live;

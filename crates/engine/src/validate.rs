@@ -181,8 +181,13 @@ fn check_lora(request: &Request, limits: &Limits) -> Result<(), Invalid> {
 }
 
 /// Keys of `extra_args` that connectors act upon. A client that could set them could name any
-/// peer and any block; they come as fields of their own.
-const RESERVED_ARGS: [&str; 2] = ["kv_transfer_params", "ec_transfer_params"];
+/// peer and any block; they come as fields of their own. And one that has the engine tell of copies that it does
+/// not make (v1/request.py, 0.32), so that nobody who counts them is right any more.
+const RESERVED_ARGS: [&str; 3] = [
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "kv_cache_report_mode",
+];
 
 fn extra_args(request: &Request) -> Result<Option<Vec<u8>>, Invalid> {
     let text = request.sampling.extra_args.as_deref().unwrap_or("{}");

@@ -139,7 +139,11 @@ async fn say_again(
 
 /// Binds, and says where: as configured, as vLLM does, unless the port was left open.
 async fn bind(socket: &mut impl Socket, endpoint: &str) -> Result<String, PublisherError> {
-    let wanted = endpoint.replace('*', "0.0.0.0");
+    // libzmq takes such an address for the one of IPv4 in it, and takes over a file that is there.
+    let wanted = endpoint.replace('*', "0.0.0.0").replace("::ffff:", "");
+    if let Some(path) = wanted.strip_prefix("ipc://") {
+        let _ = std::fs::remove_file(path);
+    }
     match socket.bind(&wanted).await {
         Ok(bound) if endpoint == "tcp://*:0" => {
             Ok(bound.to_string().replace("0.0.0.0", "127.0.0.1"))
@@ -152,8 +156,11 @@ async fn bind(socket: &mut impl Socket, endpoint: &str) -> Result<String, Publis
     }
 }
 
-/// Every rank has a port of its own, counted up from the configured one.
+/// Every rank has a place of its own: vLLM's `offset_endpoint_port`.
 fn offset(endpoint: &str, rank: u32) -> String {
+    if rank > 0 && endpoint.contains("inproc") {
+        return format!("{endpoint}_dp{rank}");
+    }
     let port = endpoint
         .rsplit_once(':')
         .filter(|_| endpoint.starts_with("tcp:"))
@@ -184,9 +191,10 @@ mod tests {
     use super::offset;
 
     #[test]
-    fn every_rank_has_its_own_port() {
+    fn every_rank_has_its_own_place() {
         assert_eq!(offset("tcp://*:5557", 3), "tcp://*:5560");
         assert_eq!(offset("tcp://*:0", 3), "tcp://*:0");
         assert_eq!(offset("ipc:///tmp/x", 0), "ipc:///tmp/x");
+        assert_eq!(offset("ipc:///tmp/inproc.x", 2), "ipc:///tmp/inproc.x_dp2");
     }
 }

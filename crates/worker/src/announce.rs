@@ -18,6 +18,10 @@ pub(crate) struct Listeners<'a> {
     pub(crate) advertised: &'a str,
     pub(crate) system: Option<SocketAddr>,
     pub(crate) sides: &'a [Side],
+    /// Where this worker tells what its engines cache.
+    pub(crate) relay: Option<SocketAddr>,
+    /// Ports that the engines tell it on.
+    pub(crate) event_ports: &'a [u16],
     pub(crate) discovery: String,
 }
 
@@ -57,8 +61,26 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         })
         .collect();
     let sides = sides.concat();
+    let relay = match listeners.relay {
+        Some(address) => format!(
+            "; names of cached blocks on tcp://{address} and the port of their questions, for {}",
+            reach(address.ip())
+        ),
+        None => String::new(),
+    };
+    let events = match listeners.event_ports {
+        [first, .., last] => format!(
+            "; what engines cache, tokens included, on tcp ports {first} to {last} for {}, without a secret (vLLM has none)",
+            if plane.ip().is_loopback() {
+                "this machine only"
+            } else {
+                "the network"
+            }
+        ),
+        _ => String::new(),
+    };
     info!(
-        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted{engine}{sides}; {system}; \
+        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted{engine}{sides}{relay}{events}; {system}; \
          discovery: {}",
         listeners.advertised,
         reach(plane.ip()),

@@ -16,6 +16,7 @@ use stator_engine::{
 use crate::{
     cli::EngineKind,
     config::Config,
+    kv_events::{KvEvents, KvEventsError},
     network,
     python::on_path,
     transfer::{Transfer, TransferError},
@@ -34,6 +35,8 @@ pub(crate) enum LaunchError {
     NoSimulator,
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    #[error(transparent)]
+    KvEvents(#[from] KvEventsError),
     #[error("create {path}: {source}")]
     RunDir { path: PathBuf, source: io::Error },
     #[error(
@@ -54,6 +57,7 @@ pub(crate) struct Engines {
     /// A folder that ends with this worker, if nobody named one.
     pub(crate) run_dir: RunDir,
     pub(crate) transfer: Transfer,
+    pub(crate) kv_events: KvEvents,
 }
 
 /// The folder of a worker's engines.
@@ -102,11 +106,12 @@ pub(crate) fn engines(
         .collect();
     let environment = |name: &str| env::var(name).ok();
     let transfer = Transfer::new(config, role, host, &run_dirs, &environment)?;
+    let kv_events = KvEvents::new(config, host, &run_dirs)?;
     let configs = (0..ranks)
         .zip(run_dirs)
         .map(|(rank, run_dir)| {
             Ok(EngineConfig {
-                launch: launch(config, &transfer, rank)?,
+                launch: launch(config, &transfer, &kv_events, rank)?,
                 run_dir,
                 keep: config.engine_keep,
                 dp_rank: rank,
@@ -124,11 +129,18 @@ pub(crate) fn engines(
         configs,
         run_dir,
         transfer,
+        kv_events,
     })
 }
 
-fn launch(config: &Config, transfer: &Transfer, rank: u32) -> Result<Launch, LaunchError> {
+fn launch(
+    config: &Config,
+    transfer: &Transfer,
+    kv_events: &KvEvents,
+    rank: u32,
+) -> Result<Launch, LaunchError> {
     let args = transfer.args(engine_args(config), rank as usize);
+    let args = kv_events.args(args, rank as usize);
     let mut env = transfer.env(rank as usize);
     Ok(match config.engine_kind() {
         EngineKind::Attach => {
@@ -291,7 +303,9 @@ mod tests {
             data_parallel_size: 2,
             ..Config::default()
         };
-        let Launch::Attach(attach) = launch(&config, &Transfer::default(), 1).unwrap() else {
+        let Launch::Attach(attach) =
+            launch(&config, &Transfer::default(), &KvEvents::default(), 1).unwrap()
+        else {
             panic!("not attached");
         };
         assert_eq!(attach.bind, "127.0.0.1:4001");

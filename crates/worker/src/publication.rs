@@ -12,7 +12,9 @@ use stator_engine::Engine;
 use tokio::time;
 use tracing::{info, warn};
 
-use crate::{card, config::Config, files::Files, handler::Serving, transfer::Transfer};
+use crate::{
+    card, config::Config, files::Files, handler::Serving, kv_events::KvEvents, transfer::Transfer,
+};
 
 /// The wait before a worker that was known once tries to become known again; it doubles up to
 /// [`REGISTER_AGAIN_MOST`].
@@ -26,6 +28,7 @@ pub(crate) struct Publication<'a> {
     pub(crate) config: &'a Config,
     pub(crate) role: Role,
     pub(crate) transfer: &'a Transfer,
+    pub(crate) kv_events: &'a KvEvents,
     pub(crate) id: &'a WorkerId,
     pub(crate) address: &'a str,
     pub(crate) discovery: &'a dyn Discovery,
@@ -51,6 +54,7 @@ impl Publication<'_> {
                 .active()
                 .map(|active| active.engine.clone())
                 .collect();
+            self.kv_events.listen(self.id, self.serving);
             complete |= engines.len() == self.serving.ranks.len();
             if engines.is_empty() {
                 if registration.take().is_some() {
@@ -95,6 +99,7 @@ impl Publication<'_> {
         let mut card = card::describe(config, self.role, self.id, self.address, engines, &files)
             .context("describe a worker without engines")?;
         card.handoff = self.transfer.card(&config.engine_args);
+        card.kv_events = self.kv_events.card(self.serving);
         *self.serving.files.lock() = Arc::new(files);
         let (place, names) = (card.endpoint.to_string(), card.model.names.join(", "));
         let registration = self

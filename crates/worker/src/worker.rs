@@ -29,6 +29,7 @@ use crate::{
     cli::DiscoveryBackend,
     config::{Config, ConfigError},
     handler::Serving,
+    kv_events::KvEvents,
     launch::{self, RunDir},
     metrics::WorkerMetrics,
     network,
@@ -57,6 +58,7 @@ pub struct Worker {
     ranks: Vec<stator_engine::Config>,
     run_dir: RunDir,
     transfer: Transfer,
+    kv_events: KvEvents,
     telemetry: Telemetry,
 }
 
@@ -119,6 +121,10 @@ impl Worker {
         };
         let host = network::advertised(addr.ip()).context("find this machine's address")?;
         let mut engines = launch::engines(&config, role, &id, host)?;
+        let mut kv_events = engines.kv_events;
+        let (others, _) = launch::address(&advertised).context("read the advertised address")?;
+        let relay = kv_events.start_relay(&config, addr.ip(), &others).await;
+        relay.context("start the relay of KV events")?;
         if launch::steps_together(&config) {
             let lockstep = Lockstep::start(config.data_parallel_size).await;
             let lockstep = lockstep.context("start the coordinator of the ranks")?;
@@ -140,6 +146,7 @@ impl Worker {
             ranks: engines.configs,
             run_dir: engines.run_dir,
             transfer: engines.transfer,
+            kv_events,
             telemetry,
         })
     }
@@ -162,6 +169,7 @@ impl Worker {
             config: &self.config,
             role: self.role,
             sides: &self.transfer.sides,
+            event_ports: &self.kv_events.ports,
             unbound: false,
             host: self.host,
             discovery: &*self.discovery,
@@ -184,6 +192,8 @@ impl Worker {
                 advertised: &self.advertised,
                 system: self.system_addr(),
                 sides: &self.transfer.sides,
+                relay: self.kv_events.relay_addr(),
+                event_ports: &self.kv_events.ports,
                 discovery: match self.config.discovery_backend {
                     DiscoveryBackend::File => {
                         format!("files in {}", discovery_root(&self.config).display())
@@ -218,6 +228,7 @@ impl Worker {
             config: &self.config,
             role: self.role,
             transfer: &self.transfer,
+            kv_events: &self.kv_events,
             id: &self.id,
             address: &self.advertised,
             discovery: &*self.discovery,
@@ -305,6 +316,7 @@ pub(crate) async fn preflight(config: &Config, role: Role) -> anyhow::Result<Vec
         config,
         role,
         sides: &engines.transfer.sides,
+        event_ports: &engines.kv_events.ports,
         unbound: true,
         host,
         discovery: &*discovery(config),

@@ -27,8 +27,31 @@ pub struct Outlet {
     publish: PubSocket,
     answers: RouterSendHalf,
     questions: RouterRecvHalf,
-    news: SocketAddr,
-    snapshots: SocketAddr,
+    ports: Ports,
+}
+
+/// Where a publisher is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    pub news: SocketAddr,
+    /// Where questions come.
+    pub questions: SocketAddr,
+}
+
+impl Ports {
+    /// Returns where subscribers find this.
+    ///
+    /// - `host`: under which they reach this machine.
+    pub fn advertised(self, host: &str) -> Relay {
+        let join = |port| match host.contains(':') && !host.starts_with('[') {
+            true => format!("tcp://[{host}]:{port}"),
+            false => format!("tcp://{host}:{port}"),
+        };
+        Relay {
+            endpoint: join(self.news.port()),
+            snapshot_endpoint: join(self.questions.port()),
+        }
+    }
 }
 
 impl Outlet {
@@ -44,34 +67,22 @@ impl Outlet {
         let mut router = RouterSocket::new();
         // The port after the last one is none: a free one.
         let next = if port == 0 { 0 } else { port.wrapping_add(1) };
-        let snapshots = bind(&mut router, SocketAddr::new(host, next)).await?;
+        let asked = bind(&mut router, SocketAddr::new(host, next)).await?;
         let (answers, questions) = router.split();
         Ok(Self {
             publish,
             answers,
             questions,
-            news,
-            snapshots,
+            ports: Ports {
+                news,
+                questions: asked,
+            },
         })
     }
 
-    /// Returns the address that news is published on.
-    pub fn addr(&self) -> SocketAddr {
-        self.news
-    }
-
-    /// Returns where subscribers find this.
-    ///
-    /// - `host`: under which they reach this machine.
-    pub fn advertised(&self, host: &str) -> Relay {
-        let join = |port| match host.contains(':') && !host.starts_with('[') {
-            true => format!("tcp://[{host}]:{port}"),
-            false => format!("tcp://{host}:{port}"),
-        };
-        Relay {
-            endpoint: join(self.news.port()),
-            snapshot_endpoint: join(self.snapshots.port()),
-        }
+    /// Returns where it is bound.
+    pub fn ports(&self) -> Ports {
+        self.ports
     }
 }
 
@@ -100,7 +111,7 @@ impl plane::Outlet for Outlet {
         loop {
             let Ok(message) = self.questions.recv().await else {
                 return Err(PlaneError::Lost {
-                    endpoint: format!("tcp://{}", self.snapshots),
+                    endpoint: format!("tcp://{}", self.ports.questions),
                 });
             };
             // Anything else is not from one of us.
@@ -227,7 +238,7 @@ mod tests {
 
     async fn pair() -> (Outlet, Feed) {
         let outlet = Outlet::bind([127, 0, 0, 1].into(), 0).await.unwrap();
-        let relay = outlet.advertised("127.0.0.1");
+        let relay = outlet.ports().advertised("127.0.0.1");
         let feed = Feed::connect(&relay, "kv/a/").await.unwrap();
         (outlet, feed)
     }
@@ -260,7 +271,7 @@ mod tests {
     #[tokio::test]
     async fn a_publisher_that_goes_is_noticed_and_its_ports_are_free() {
         let (outlet, mut feed) = pair().await;
-        let addr = outlet.addr();
+        let addr = outlet.ports().news;
         drop(outlet);
         assert!(matches!(feed.hear().await, Err(PlaneError::Lost { .. })));
         // The library lets go of a port a moment later.

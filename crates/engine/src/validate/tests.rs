@@ -225,6 +225,7 @@ fn extra_arguments_are_an_object_without_the_connectors_keys() {
         "{",
         r#"{"kv_transfer_params": {}}"#,
         r#"{"ec_transfer_params": 1}"#,
+        r#"{"kv_cache_report_mode": "full"}"#,
     ] {
         assert_eq!(args(text), Some("extra_args"), "{text}");
     }

@@ -14,7 +14,7 @@ use stator_engine::{
 };
 
 pub use deprecated::Renamed;
-pub use settings::{EngineKind, EventPlane, Mode, RequestPlane, Settings};
+pub use settings::{EngineKind, EventPlane, KvRelay, Mode, RequestPlane, Settings};
 
 use crate::python::{self, PythonError};
 
@@ -39,6 +39,13 @@ pub(crate) const ENVIRONMENT: Variables = Variables(&[
     ),
     ("headless", &["STATOR_HEADLESS", "DYN_VLLM_HEADLESS"]),
     ("event-plane", &["STATOR_EVENT_PLANE", "DYN_EVENT_PLANE"]),
+    ("kv-relay", &["STATOR_KV_RELAY"]),
+    ("kv-relay-address", &["STATOR_KV_RELAY_ADDRESS"]),
+    ("kv-relay-port", &["STATOR_KV_RELAY_PORT"]),
+    (
+        "kv-event-port",
+        &["STATOR_KV_EVENT_PORT", "DYN_VLLM_KV_EVENT_PORT"],
+    ),
     (
         "dump-config-to",
         &["STATOR_DUMP_CONFIG_TO", "DYN_DUMP_CONFIG_TO"],

@@ -101,9 +101,36 @@ pub struct Settings {
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
     pub request_plane: Option<RequestPlane>,
 
-    /// How events about KV would go: zmq is the one there is [default: zmq].
+    /// How events about KV go: zmq is the one there is [default: zmq].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
     pub event_plane: Option<EventPlane>,
+
+    /// Who tells processors what the engines cache: a relay in this worker (embedded), the
+    /// stator-kv-relay of this machine (node), or nobody [default: off].
+    #[arg(long, value_name = "WHERE", help_heading = "KV events")]
+    pub kv_relay: Option<KvRelay>,
+
+    /// Where processors reach the relay of this machine, host:port [default: this worker's host, 5590].
+    #[arg(long, value_name = "ADDRESS", help_heading = "KV events")]
+    pub kv_relay_address: Option<String>,
+
+    /// Port of the relay in this worker; it takes the next one too. 0 takes two free ones [default: 0].
+    #[arg(long, value_name = "PORT", help_heading = "KV events")]
+    pub kv_relay_port: Option<u16>,
+
+    /// Has the engines publish KV events though no relay of ours listens.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          value_parser = BoolishValueParser::new(), help_heading = "KV events")]
+    pub enable_kv_events: Option<bool>,
+
+    /// What carries KV events: zmq is the one there is [default: zmq].
+    #[arg(long, value_name = "PLANE", help_heading = "KV events")]
+    pub kv_events_publisher_type: Option<EventPlane>,
+
+    /// First port of the engines' KV events: rank i publishes on PORT + i and tells again on PORT + ranks + i
+    /// [default: files in the engines' folders].
+    #[arg(long, value_name = "PORT", help_heading = "KV events")]
+    pub kv_event_port: Option<u16>,
 
     /// Address to take requests on [default: 127.0.0.1].
     #[arg(long, value_name = "ADDRESS", help_heading = "Listeners")]
@@ -218,7 +245,19 @@ pub enum RequestPlane {
     Tcp,
 }
 
-/// How events would go.
+/// Who tells what engines cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvRelay {
+    /// Nobody.
+    Off,
+    /// The relay of the machine, a process of its own.
+    Node,
+    /// This worker.
+    Embedded,
+}
+
+/// How events go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventPlane {

@@ -21,7 +21,15 @@ pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     config.transfer(role)?;
     config.handoff(role)?;
     if config.event_plane == EventPlane::Nats {
-        return Err(ConfigError::Nats);
+        return Err(ConfigError::Nats("event-plane"));
+    }
+    if config.kv_events_publisher_type == EventPlane::Nats {
+        return Err(ConfigError::Nats("kv-events-publisher-type"));
+    }
+    config.kv_events()?;
+    if let Some(address) = &config.kv_relay_address {
+        let read = launch::address(address);
+        read.map_err(|_| ConfigError::RelayAddress(address.clone()))?;
     }
     if config.headless {
         check_headless(config)?;
@@ -89,6 +97,7 @@ fn check_headless(config: &Config) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::{super::load::tests::loaded, *};
+    use crate::cli::KvRelay;
 
     #[test]
     fn a_role_without_a_hand_off_is_told_the_flag_that_works() {
@@ -176,6 +185,27 @@ mod tests {
         };
         assert!(check(&kept, Role::Agg).is_err());
         assert!(loaded("stator-agg /m --engine sim --event-plane nats", &[]).is_err());
+    }
+
+    #[test]
+    fn a_relay_that_could_hear_nothing_is_refused() {
+        let relay = "stator-agg /m --engine sim --kv-relay embedded";
+        for given in [
+            "--kv-events-config {\"enable_kv_cache_events\":false}",
+            "--kv-events-config {\"enable_kv_cache_events\":true,\"endpoint\":\"tcp://h:1\"}",
+            "--kv-events-publisher-type nats",
+            "--kv-relay-address nowhere",
+        ] {
+            let error = loaded(&format!("{relay} {given}"), &[]).unwrap_err();
+            assert!(error.to_string().contains("--kv-"), "{error}");
+        }
+        let named = loaded(relay, &[("DYN_VLLM_KV_EVENT_PORT", "7000")]).unwrap();
+        assert_eq!(
+            (named.kv_relay, named.kv_event_port),
+            (KvRelay::Embedded, Some(7000))
+        );
+        let off = "stator-agg /m --engine sim --enable-kv-events --kv-events-publisher-type zmq";
+        assert!(loaded(off, &[]).unwrap().enable_kv_events);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use stator_common::{card::Role, settings::SecretError};
 use stator_engine::handoff::{ShortName, TransferError};
+use stator_engine::kv_events;
 
 use crate::python::PythonError;
 
@@ -65,8 +66,14 @@ pub enum ConfigError {
     },
     #[error("{0} means an encode worker, which this version does not have")]
     NoEncode(&'static str),
-    #[error("--event-plane nats: this version has no NATS; say --event-plane zmq, or leave it out")]
-    Nats,
+    #[error("--{0} nats: this version has no NATS; say --{0} zmq, or leave it out")]
+    Nats(&'static str),
+    #[error(transparent)]
+    KvEvents(#[from] kv_events::ConfigError),
+    #[error("--kv-relay needs the engines' KV events, and --kv-events-config {0}")]
+    Unheard(&'static str),
+    #[error("--kv-relay-address '{0}' is not an address: expected host:port")]
+    RelayAddress(String),
     #[error("--headless is a further node of an engine: {0}")]
     Headless(&'static str),
     #[error(

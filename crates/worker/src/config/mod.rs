@@ -13,12 +13,13 @@ pub use stator_common::settings::Secret;
 use stator_engine::{
     handoff::{HandOff, ShortName, TransferConfig},
     introspect::Installed,
+    kv_events::Publisher,
 };
 
 pub use error::ConfigError;
 pub use load::{load, to_toml};
 
-use crate::cli::{DiscoveryBackend, EngineKind, EventPlane, Mode, RequestPlane};
+use crate::cli::{DiscoveryBackend, EngineKind, EventPlane, KvRelay, Mode, RequestPlane};
 
 /// A worker's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,8 +62,21 @@ pub struct Config {
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
-    /// How events about KV would go. Default `zmq`; there are none yet.
+    /// How events about KV go. Default `zmq`.
     pub event_plane: EventPlane,
+    /// Who tells processors what the engines cache. Default `off`.
+    pub kv_relay: KvRelay,
+    /// Where processors reach the relay of this machine, `host:port`. Absent: this worker's host and the port that
+    /// relays have by default.
+    pub kv_relay_address: Option<String>,
+    /// Port of the relay in this worker; questions come on the next one. 0, the default, takes two free ones.
+    pub kv_relay_port: u16,
+    /// Whether engines publish KV events though no relay listens. Default false.
+    pub enable_kv_events: bool,
+    /// The same as `event_plane`, in Dynamo's words. Default `zmq`.
+    pub kv_events_publisher_type: EventPlane,
+    /// First port of the engines' KV events. Absent: they publish into files of their folders.
+    pub kv_event_port: Option<u16>,
     /// Address to take requests on. Default 127.0.0.1: this machine only.
     pub host: String,
     /// Port to take requests on. 0, the default, takes a free one.
@@ -142,6 +156,12 @@ impl Default for Config {
             discovery_path: None,
             request_plane: RequestPlane::Tcp,
             event_plane: EventPlane::Zmq,
+            kv_relay: KvRelay::Off,
+            kv_relay_address: None,
+            kv_relay_port: 0,
+            enable_kv_events: false,
+            kv_events_publisher_type: EventPlane::Zmq,
+            kv_event_port: None,
             host: "127.0.0.1".to_owned(),
             port: 0,
             advertise_host: None,
@@ -227,6 +247,26 @@ impl Config {
             });
         }
         Ok(named)
+    }
+
+    /// Returns what vLLM's own flag says of KV events, if it is given.
+    ///
+    /// # Errors
+    /// [`ConfigError::KvEvents`] and [`ConfigError::Unheard`].
+    pub fn kv_events(&self) -> Result<Option<Publisher>, ConfigError> {
+        let given = Publisher::given(&self.engine_args)?;
+        let why = match &given {
+            _ if self.kv_relay == KvRelay::Off => None,
+            Some(given) if !given.publishes() => Some("switches them off"),
+            Some(given) if !given.binds() => Some(
+                "names an endpoint that the engine would dial: say tcp://*:PORT, or leave the flag out",
+            ),
+            Some(_) | None => None,
+        };
+        match why {
+            Some(why) => Err(ConfigError::Unheard(why)),
+            None => Ok(given),
+        }
     }
 
     /// Returns where the worker belongs.

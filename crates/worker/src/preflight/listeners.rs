@@ -10,8 +10,8 @@ use crate::{launch, network};
 pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     let config = subject.config;
     let mut findings = Vec::new();
+    let other = |flag: &str| format!("end what listens there, or choose another {flag}");
     if subject.unbound {
-        let other = |flag: &str| format!("end what listens there, or choose another {flag}");
         findings.push(bindable(
             "plane",
             &config.host,
@@ -35,6 +35,15 @@ pub(super) fn examine(subject: &Subject<'_>) -> Vec<Finding> {
     // A kept engine may hold its port already.
     if config.engine_keep || config.engine_attach.is_some() {
         return findings;
+    }
+    for port in subject.event_ports {
+        let host = if subject.host.is_loopback() {
+            "127.0.0.1"
+        } else {
+            "0.0.0.0"
+        };
+        let remedy = other("--kv-event-port");
+        findings.push(bindable("KV events", host, *port, &remedy));
     }
     for side in subject.sides {
         let remedy = "set VLLM_NIXL_SIDE_CHANNEL_HOST to an address of this machine that the other engines reach, \

@@ -88,6 +88,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) role: Role,
     /// Where the engines' side channels will be.
     pub(crate) sides: &'a [Side],
+    /// Ports that the engines' KV events will be on.
+    pub(crate) event_ports: &'a [u16],
     /// Absent: the worker's listeners are bound already. Else the plane's address, which is tried.
     pub(crate) unbound: bool,
     /// This machine's address, as others reach it.

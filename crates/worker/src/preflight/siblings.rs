@@ -290,6 +290,7 @@ mod tests {
             config: &config,
             role: Role::Decode,
             sides: &[],
+            event_ports: &[],
             unbound: false,
             host: [127, 0, 0, 1].into(),
             discovery: &discovery,

@@ -17,6 +17,7 @@ use super::view::{Blocks, Change, ViewId};
 use crate::{WorkerId, card::Relay};
 
 pub use link::Patience;
+pub use track::{Next, Track};
 
 /// Events that may wait for whoever takes them. Beyond, relays are not listened to, and what they published
 /// meanwhile is made up for by a snapshot.
@@ -161,3 +162,6 @@ impl Drop for Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

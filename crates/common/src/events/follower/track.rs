@@ -14,9 +14,9 @@ use crate::{
 /// when the snapshot is there.
 const TAIL_MOST: usize = 4096;
 
-/// What is known of one view.
+/// What is known of one view: the part of a [`Follower`](super::Follower) that decides.
 #[derive(Debug)]
-pub(super) struct Track {
+pub struct Track {
     state: State,
     /// The number of the latest question.
     asked: u64,
@@ -43,13 +43,13 @@ struct Partial {
 
 /// What to do next.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Next {
+pub struct Next {
     /// To tell whoever listens, in order.
-    pub(super) tell: Vec<Update>,
+    pub tell: Vec<Update>,
     /// Whether to ask for a snapshot now.
-    pub(super) ask: bool,
+    pub ask: bool,
     /// Whether the relay said that it has no such view: ask again later.
-    pub(super) unknown: bool,
+    pub unknown: bool,
 }
 
 impl Default for Track {
@@ -66,19 +66,19 @@ impl Default for Track {
 
 impl Track {
     /// Says whether a snapshot is needed.
-    pub(super) fn is_waiting(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting { .. })
     }
 
     /// Returns the number for the next question; answers to earlier ones do not count any more.
-    pub(super) fn question(&mut self) -> u64 {
+    pub fn question(&mut self) -> u64 {
         self.wait(Vec::new());
         self.asked += 1;
         self.asked
     }
 
     /// Takes note that anything may have been missed.
-    pub(super) fn missed(&mut self) {
+    pub fn missed(&mut self) {
         self.wait(Vec::new());
     }
 
@@ -98,7 +98,7 @@ impl Track {
     }
 
     /// Takes what was published.
-    pub(super) fn batch(&mut self, batch: kv::Batch) -> Next {
+    pub fn batch(&mut self, batch: kv::Batch) -> Next {
         let (epoch, seq) = match &mut self.state {
             State::Waiting { tail, .. } => {
                 if tail.len() == TAIL_MOST {
@@ -139,7 +139,7 @@ impl Track {
     }
 
     /// Takes a piece of an answer.
-    pub(super) fn answer(&mut self, part: kv::SnapshotPart) -> Next {
+    pub fn answer(&mut self, part: kv::SnapshotPart) -> Next {
         let State::Waiting { tail, snapshot } = &mut self.state else {
             return Next::default();
         };

@@ -1,0 +1,221 @@
+//! What can be set on a relay, and where it comes from: the command line, else the environment, else a file, else the
+//! default.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use serde::{Deserialize, Serialize};
+use stator_common::{
+    discovery::{Discovery, file, mem},
+    settings::{DiscoveryBackend, environment::Row},
+};
+
+/// The port that relays publish on unless told otherwise, and where workers say that theirs is. Questions come on
+/// the next one.
+pub const PORT: u16 = 5590;
+
+/// Flags that the environment may give.
+const ENVIRONMENT: &[Row] = &[
+    (
+        "discovery-backend",
+        &["STATOR_DISCOVERY_BACKEND", "DYN_DISCOVERY_BACKEND"],
+    ),
+    ("discovery-path", &["STATOR_FILE_KV", "DYN_FILE_KV"]),
+    ("host", &["STATOR_KV_RELAY_HOST"]),
+    ("port", &["STATOR_KV_RELAY_PORT"]),
+    ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
+    ("system-port", &["STATOR_SYSTEM_PORT", "DYN_SYSTEM_PORT"]),
+];
+
+/// Listens to the engines of this machine and tells processors what their KV caches hold.
+#[derive(Debug, Parser)]
+#[command(name = "stator-kv-relay", version, max_term_width = 100)]
+pub struct Cli {
+    /// Reads settings from this TOML file; its keys are the names below with underscores.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Prints the configuration that results from file, environment and flags, and ends.
+    #[arg(long)]
+    pub print_config: bool,
+
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What a person may set. Absent fields leave the choice to the layer below.
+#[derive(Debug, Default, clap::Args, Serialize)]
+struct Settings {
+    /// How workers are found [default: file].
+    #[arg(long, value_name = "BACKEND")]
+    discovery_backend: Option<DiscoveryBackend>,
+
+    /// Folder of the file discovery [default: stator-UID in the temporary folder].
+    #[arg(long, alias = "file-kv", value_name = "DIR")]
+    discovery_path: Option<PathBuf>,
+
+    /// Address to publish on; whoever reaches it may listen [default: 127.0.0.1].
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<IpAddr>,
+
+    /// Port to publish on; questions come on the next one. 0 takes two free ones [default: 5590].
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+
+    /// Address of /health, /live and /metrics [default: 127.0.0.1].
+    #[arg(long, value_name = "ADDRESS")]
+    system_host: Option<IpAddr>,
+
+    /// Port of /health, /live and /metrics; 0 takes a free one, -1 none [default: -1].
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-1..=65535))]
+    system_port: Option<i32>,
+}
+
+/// A relay's configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where workers make themselves known. Default `file`.
+    pub discovery_backend: DiscoveryBackend,
+    /// Folder of the file discovery. Absent: the default that workers use too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery_path: Option<PathBuf>,
+    /// Address to publish on. Default 127.0.0.1: this machine only.
+    pub host: IpAddr,
+    /// Port to publish on; questions come on the next one. 0 takes two free ones. Default 5590.
+    pub port: u16,
+    /// Address of the system routes. Default 127.0.0.1.
+    pub system_host: IpAddr,
+    /// Port of the system routes; 0 takes a free one, -1 (the default) means none.
+    pub system_port: i32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            discovery_backend: DiscoveryBackend::File,
+            discovery_path: None,
+            host: [127, 0, 0, 1].into(),
+            port: PORT,
+            system_host: [127, 0, 0, 1].into(),
+            system_port: -1,
+        }
+    }
+}
+
+impl Config {
+    /// Returns where workers are found.
+    pub fn discovery(&self) -> Arc<dyn Discovery> {
+        let root = || {
+            let named = self.discovery_path.clone();
+            named.unwrap_or_else(file::Files::default_root)
+        };
+        match self.discovery_backend {
+            DiscoveryBackend::File => Arc::new(file::Files::new(root())),
+            DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
+        }
+    }
+}
+
+/// Why the configuration could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read {path}: {source}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("parse {path}: {source}")]
+    Parse {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+    #[error("from the environment: {0}")]
+    Environment(clap::Error),
+    #[error("configuration: {0}")]
+    Value(Box<toml::de::Error>),
+    #[error("configuration: {0}")]
+    Merge(Box<toml::ser::Error>),
+}
+
+/// Loads the configuration.
+///
+/// - `environment`: looks a variable up (`std::env::var(..).ok()` outside tests).
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load(
+    cli: &Cli,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Config, ConfigError> {
+    let mut merged = match &cli.config {
+        Some(path) => read(path)?,
+        None => toml::Table::new(),
+    };
+    let line = ENVIRONMENT.iter().filter_map(|(flag, names)| {
+        let mut values = names.iter().filter_map(|name| environment(name));
+        let value = values.find(|value| !value.is_empty())?;
+        Some(format!("--{flag}={value}"))
+    });
+    let from_environment = Cli::command()
+        .try_get_matches_from(["environment".to_owned()].into_iter().chain(line))
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map_err(ConfigError::Environment)?;
+    for settings in [&from_environment.settings, &cli.settings] {
+        let layer = toml::Table::try_from(settings);
+        merged.extend(layer.map_err(|error| ConfigError::Merge(Box::new(error)))?);
+    }
+    merged
+        .try_into()
+        .map_err(|error| ConfigError::Value(Box::new(error)))
+}
+
+/// Writes the configuration as TOML that [`load`] reads.
+///
+/// # Errors
+/// When a path is not UTF-8.
+pub fn to_toml(config: &Config) -> Result<String, toml::ser::Error> {
+    toml::to_string_pretty(config)
+}
+
+fn read(path: &Path) -> Result<toml::Table, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    text.parse().map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_what_is_printed_can_be_read() {
+        let cli = Cli::parse_from(["stator-kv-relay", "--port", "7"]);
+        let environment = |name: &str| match name {
+            "STATOR_KV_RELAY_PORT" => Some("8".to_owned()),
+            "DYN_FILE_KV" => Some("/d".to_owned()),
+            _ => None,
+        };
+        let config = load(&cli, environment).unwrap();
+        assert_eq!((config.port, config.system_port), (7, -1));
+        assert_eq!(config.discovery_path, Some("/d".into()));
+        let text = to_toml(&config).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
+        assert!(toml::from_str::<Config>("prot = 1").is_err());
+    }
+
+    #[test]
+    fn the_command_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}
