@@ -44,8 +44,8 @@ pub enum ConfigError {
     )]
     KeepLockstep,
     #[error(
-        "how the data-parallel ranks of '{model}' run depends on whether it is a mixture of experts, which cannot be \
-         found out: {source}. Name the model's folder, or fetch it first: hf download {model}"
+        "how the data-parallel ranks of '{model}' run depends on whether it is a mixture of experts, and its \
+         files are not here: name the model's folder, or fetch it first (hf download {model}); {source}"
     )]
     Experts {
         model: String,
