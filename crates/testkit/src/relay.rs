@@ -50,7 +50,7 @@ impl Relay {
         let outlet = zmq::Outlet::bind([127, 0, 0, 1].into(), 0).await;
         let outlet = outlet.expect("free ports");
         let events = KvEvents {
-            relay: Some(outlet.advertised("127.0.0.1")),
+            relay: Some(outlet.ports().advertised("127.0.0.1")),
             engines: Vec::new(),
         };
         let snapshots = Arc::new(AtomicU32::new(0));
