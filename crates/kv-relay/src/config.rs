@@ -11,7 +11,10 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     discovery::{self, Discovery, etcd::EtcdConfigError},
-    settings::{self, DiscoveryBackend, EtcdSettings, SecretError, environment::Row},
+    settings::{
+        self, DiscoveryBackend, EtcdSettings, SecretError,
+        environment::{self, Row},
+    },
 };
 
 /// The port that relays publish on unless told otherwise, and where workers say that theirs is. Questions come on
@@ -25,15 +28,6 @@ const ENVIRONMENT: &[Row] = &[
         &["STATOR_DISCOVERY_BACKEND", "DYN_DISCOVERY_BACKEND"],
     ),
     ("discovery-path", &["STATOR_FILE_KV", "DYN_FILE_KV"]),
-    (
-        "etcd-endpoints",
-        &["STATOR_ETCD_ENDPOINTS", "ETCD_ENDPOINTS"],
-    ),
-    ("etcd-prefix", &["STATOR_ETCD_PREFIX"]),
-    ("etcd-username", &["ETCD_AUTH_USERNAME"]),
-    ("etcd-ca-path", &["ETCD_AUTH_CA"]),
-    ("etcd-cert-path", &["ETCD_AUTH_CLIENT_CERT"]),
-    ("etcd-key-path", &["ETCD_AUTH_CLIENT_KEY"]),
     ("host", &["STATOR_KV_RELAY_HOST"]),
     ("port", &["STATOR_KV_RELAY_PORT"]),
     ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
@@ -154,31 +148,31 @@ pub enum ConfigError {
     Environment(clap::Error),
     #[error("configuration: {0}")]
     Value(Box<toml::de::Error>),
-    #[error(transparent)]
-    Secret(#[from] SecretError),
     #[error("configuration: {0}")]
     Merge(Box<toml::ser::Error>),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
 }
 
 /// Loads the configuration.
 ///
-/// - `environment`: looks a variable up (`std::env::var(..).ok()` outside tests).
+/// - `variable`: looks one up (`std::env::var(..).ok()` outside tests).
 ///
 /// # Errors
 /// [`ConfigError`].
-pub fn load(
-    cli: &Cli,
-    environment: impl Fn(&str) -> Option<String>,
-) -> Result<Config, ConfigError> {
+pub fn load(cli: &Cli, variable: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
     let mut merged = match &cli.config {
         Some(path) => read(path)?,
         None => toml::Table::new(),
     };
-    let line = ENVIRONMENT.iter().filter_map(|(flag, names)| {
-        let mut values = names.iter().filter_map(|name| environment(name));
-        let value = values.find(|value| !value.is_empty())?;
-        Some(format!("--{flag}={value}"))
-    });
+    let line = ENVIRONMENT
+        .iter()
+        .chain(environment::ETCD)
+        .filter_map(|(flag, names)| {
+            let mut values = names.iter().filter_map(|name| variable(name));
+            let value = values.find(|value: &String| !value.is_empty())?;
+            Some(format!("--{flag}={value}"))
+        });
     let from_environment = Cli::command()
         .try_get_matches_from(["environment".to_owned()].into_iter().chain(line))
         .and_then(|matches| Cli::from_arg_matches(&matches))
@@ -188,10 +182,9 @@ pub fn load(
         let layer = layer.map_err(|error| ConfigError::Merge(Box::new(error)))?;
         settings::overlay(&mut merged, layer);
     }
-    let mut config: Config = merged
-        .try_into()
-        .map_err(|error| ConfigError::Value(Box::new(error)))?;
-    config.etcd.read_password(&environment)?;
+    let config: Result<Config, _> = merged.try_into();
+    let mut config = config.map_err(|error| ConfigError::Value(Box::new(error)))?;
+    config.etcd.read_password(variable)?;
     Ok(config)
 }
 

@@ -16,6 +16,14 @@ const OF_EVERY_ROLE: &[Row] = &[
         ],
     ),
     ("discovery-path", &["STATOR_FILE_KV", "DYN_FILE_KV"]),
+    ("plane-token-file", &["STATOR_PLANE_TOKEN_FILE"]),
+    ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
+    ("system-port", &["STATOR_SYSTEM_PORT", "DYN_SYSTEM_PORT"]),
+    ("drain-grace", &["STATOR_DRAIN_GRACE"]),
+];
+
+/// How etcd is reached, with Dynamo's names (1.6).
+pub const ETCD: &[Row] = &[
     (
         "etcd-endpoints",
         &["STATOR_ETCD_ENDPOINTS", "ETCD_ENDPOINTS"],
@@ -25,10 +33,6 @@ const OF_EVERY_ROLE: &[Row] = &[
     ("etcd-ca-path", &["ETCD_AUTH_CA"]),
     ("etcd-cert-path", &["ETCD_AUTH_CLIENT_CERT"]),
     ("etcd-key-path", &["ETCD_AUTH_CLIENT_KEY"]),
-    ("plane-token-file", &["STATOR_PLANE_TOKEN_FILE"]),
-    ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
-    ("system-port", &["STATOR_SYSTEM_PORT", "DYN_SYSTEM_PORT"]),
-    ("drain-grace", &["STATOR_DRAIN_GRACE"]),
 ];
 
 /// The variables of a role: those of every role, and its own.
@@ -38,7 +42,7 @@ pub struct Variables(pub &'static [Row]);
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {
-        OF_EVERY_ROLE.iter().chain(self.0).copied()
+        OF_EVERY_ROLE.iter().chain(ETCD).chain(self.0).copied()
     }
 
     /// Returns what the environment says in place of a flag: the first variable that is set and not empty.
