@@ -22,7 +22,9 @@ VERSIONS = ROOT / "scripts" / "versions.ini"
 TOOLS = ROOT / ".stator" / "tools"
 
 # Debian and Ubuntu package that brings each program.
-APT_PACKAGES = {"gcc": "gcc libc6-dev", "readelf": "binutils", "pip": "python3-pip"}
+APT_PACKAGES = {
+    "etcd": "etcd-server", "gcc": "gcc libc6-dev", "pip": "python3-pip", "readelf": "binutils",
+}
 
 
 class SetupError(Exception):

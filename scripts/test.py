@@ -18,7 +18,7 @@ import setup_vllm
 
 
 def run() -> int:
-    host.need_programs("gcc", "cargo")
+    host.need_programs("gcc", "cargo", "etcd")
     vllm = setup_vllm.python()
     tests = setup_tests.python()
     env = host.environment() | {

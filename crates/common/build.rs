@@ -18,5 +18,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".stator.worker.v1.Delta.kv_transfer_params",
         ])
         .compile_fds(files)?;
+    let etcd = protox::compile([format!("{root}/etcd/etcd.proto")], [root])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .build_transport(false)
+        .compile_fds(etcd)?;
     Ok(())
 }

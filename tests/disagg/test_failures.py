@@ -1,7 +1,8 @@
 """What a client sees when a part of a hand-off fails: the right answer, from elsewhere, or an error that says so.
 
 One story on one set of real engines, told in the order of this file: each failure costs an engine, and a start of one
-takes seconds. Workers are stopped for a moment (SIGSTOP) so that requests are in a known state when one is killed.
+takes seconds. Engines are stopped for a moment (SIGSTOP) so that requests are in a known state when one is killed. A
+worker that is stopped itself is taken for lost after ten seconds, which a slow machine needs for less.
 """
 
 from __future__ import annotations
@@ -133,15 +134,16 @@ def without_a_decode_worker(story: Story) -> dict:
         """How many prompts the worker with the short lease has computed."""
         return short.metric("stator_handoffs_total") - before
 
-    with frozen(lost.process.pid):
-        with frozen(other.process.pid, *long.engine_pids()):
+    with frozen(*lost.engine_pids()):
+        with frozen(*other.engine_pids(), *long.engine_pids()):
             waiting = []
             # One after the other: from the first one on that waits at the long lease, they go to the short one.
             while story.at(long) == 0 or computed() < 4:
                 waiting += story.send(1)
                 wait_until("it is somewhere", lambda: computed() + story.at(long) == len(waiting), BOUND)
+            # One of its requests is a stream, and those at the long lease may all be its own.
+            assert story.at(lost) - 1 > story.at(long), "nothing is kept for the worker that is stopped"
         wait_until("those of the other worker are answered", lambda: story.at(other) <= 1, BOUND)
-        assert short.kv_usage() > 0, "nothing is kept for the worker that is stopped"
         wait_until("the short lease is over", lambda: short.kv_usage() == 0, BOUND)
         # What was kept by it is overwritten.
         address = next(target["address"] for target in story.topology.processor.targets()
@@ -264,7 +266,7 @@ class TestAnEngineOfAnotherKind:
     def test_so_it_does_when_the_prefill_worker_dies_before_the_fetch(self, story: Story, other: Worker):
         own = story.worker("decode-2")
         handed = other.metric("stator_handoffs_total")
-        with frozen(own.process.pid):
+        with frozen(*own.engine_pids()):
             requests = story.send(2)
             wait_until("KV is kept", lambda: other.metric("stator_handoffs_total") == handed + 2, BOUND)
             other.kill()

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from support.cluster import ROOT, Topology
+from support.process import descendants, is_alive, kill, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -35,7 +36,7 @@ def answers(topology: Topology, rank: int | None = None) -> list[str]:
         return list(pool.map(answer, PROMPTS))
 
 
-def test_ranks_answer_as_one_engine_does_wave_after_wave(mixture):
+def test_ranks_answer_as_one_engine_does_and_end_together(mixture):
     with Topology(mixture) as single:
         expected = answers(single)
     with Topology(mixture, worker_flags=("--data-parallel-size", "2")) as topology:
@@ -43,3 +44,11 @@ def test_ranks_answer_as_one_engine_does_wave_after_wave(mixture):
         for rank in (0, 1, None, 1):
             assert answers(topology, rank) == expected
             topology.wait_idle()
+
+        # The other rank waits for the lost one for ever, and neither can be started again alone.
+        (worker,) = topology.workers
+        before = worker.engine_pids()
+        for pid in descendants(worker.engine_leaders()[0]):
+            kill(pid)
+        assert worker.process.wait(60) != 0
+        wait_until("no process of them is left", lambda: not any(is_alive(pid) for pid in before), 20)

@@ -168,17 +168,18 @@ class Worker:
             kill(pid)
 
     def engine_pids(self) -> list[int]:
-        """The processes of its engine."""
-        leader = self.engine_pid()
-        return [leader, *descendants(leader)] if leader else []
+        """The processes of its engine, or of those of all its ranks."""
+        return [pid for leader in self.engine_leaders() for pid in (leader, *descendants(leader))]
 
     def engine_pid(self) -> int | None:
         """The leader of the engine's process group; None where there is no engine of its own."""
-        for record in self.folder.rglob("engine.json"):
-            process = json.loads(record.read_text()).get("process")
-            if process and is_alive(process["pid"]):
-                return process["pid"]
-        return None
+        return next(iter(self.engine_leaders()), None)
+
+    def engine_leaders(self) -> list[int]:
+        """The leader of each rank's process group, in no order; empty where there is no engine of its own."""
+        records = (json.loads(record.read_text()) for record in self.folder.rglob("engine.json"))
+        processes = (record.get("process") for record in records)
+        return [process["pid"] for process in processes if process and is_alive(process["pid"])]
 
     def stop(self) -> int | None:
         """Ends it, and an engine that it left behind."""

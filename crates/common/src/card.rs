@@ -90,10 +90,11 @@ pub struct HandOff {
 }
 
 /// Who says where KV is to be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandOffProtocol {
     /// The prefill engine, in its answer: the decode leg begins when that has come (NIXL's pull).
+    #[default]
     ResponseCarried,
     /// Whoever routes, by an id that both legs carry (NIXL's push, Mooncake).
     RouterAllocated,

@@ -17,3 +17,9 @@ pub mod kv {
     #![allow(clippy::all, missing_docs, unreachable_pub)]
     include!(concat!(env!("OUT_DIR"), "/stator.kv.v1.rs"));
 }
+
+/// The part of etcd's API that discovery uses (`proto/etcd`).
+pub(crate) mod etcd {
+    #![allow(clippy::all, missing_docs, unreachable_pub)]
+    include!(concat!(env!("OUT_DIR"), "/etcdserverpb.rs"));
+}

@@ -58,6 +58,15 @@ pub fn experts(folder: &Path) -> u32 {
     counts.next().unwrap_or(0)
 }
 
+/// Says whether some layers keep a state in place of KV, as far as the names in its configuration tell: in such a
+/// model vLLM may make blocks larger than it was told (`_align_hybrid_block_size`, 0.32).
+pub fn is_hybrid(folder: &Path) -> bool {
+    let text = fs::read_to_string(folder.join("config.json")).unwrap_or_default();
+    ["mamba", "ssm_", "linear_", "conv_", "hybrid", "rwkv"]
+        .iter()
+        .any(|name| text.contains(name))
+}
+
 /// Reads a number of a model's text part.
 fn number(folder: &Path, key: &str) -> Option<u32> {
     let text = fs::read_to_string(folder.join("config.json")).ok()?;
@@ -92,6 +101,9 @@ mod tests {
         let write = |text| fs::write(dir.path().join("config.json"), text).expect("write");
         write(r#"{"vocab_size": 415}"#);
         assert_eq!(vocab_size(dir.path()), Some(415));
+        assert!(!is_hybrid(dir.path()));
+        write(r#"{"layer_types": ["linear_attention"]}"#);
+        assert!(is_hybrid(dir.path()));
         write(r#"{"text_config": {"vocab_size": 7}}"#);
         assert_eq!(vocab_size(dir.path()), Some(7));
         assert_eq!(

@@ -129,7 +129,7 @@ pub struct RequestError {
 }
 
 impl RequestError {
-    /// The code of [`Self::grammar`].
+    /// The code of a constraint that cannot be compiled.
     pub const GRAMMAR: &str = "grammar";
 
     /// The engine could not compile the request's constraint; its log says so.

@@ -10,8 +10,11 @@ use std::{
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
-    discovery::{Discovery, file, mem},
-    settings::{DiscoveryBackend, environment::Row},
+    discovery::{self, Discovery, etcd::EtcdConfigError},
+    settings::{
+        self, DiscoveryBackend, EtcdSettings, SecretError,
+        environment::{self, Row},
+    },
 };
 
 /// The port that relays publish on unless told otherwise, and where workers say that theirs is. Questions come on
@@ -58,6 +61,11 @@ struct Settings {
     #[arg(long, alias = "file-kv", value_name = "DIR")]
     discovery_path: Option<PathBuf>,
 
+    /// How etcd is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    etcd: EtcdSettings,
+
     /// Address to publish on; whoever reaches it may listen [default: 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
@@ -85,6 +93,9 @@ pub struct Config {
     /// Folder of the file discovery. Absent: the default that workers use too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discovery_path: Option<PathBuf>,
+    /// How etcd is reached.
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    pub etcd: EtcdSettings,
     /// Address to publish on. Default 127.0.0.1: this machine only.
     pub host: IpAddr,
     /// Port to publish on; questions come on the next one. 0 takes two free ones. Default 5590.
@@ -100,6 +111,7 @@ impl Default for Config {
         Self {
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
+            etcd: EtcdSettings::default(),
             host: [127, 0, 0, 1].into(),
             port: PORT,
             system_host: [127, 0, 0, 1].into(),
@@ -109,16 +121,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Returns where workers are found.
-    pub fn discovery(&self) -> Arc<dyn Discovery> {
-        let root = || {
-            let named = self.discovery_path.clone();
-            named.unwrap_or_else(file::Files::default_root)
-        };
-        match self.discovery_backend {
-            DiscoveryBackend::File => Arc::new(file::Files::new(root())),
-            DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
-        }
+    /// Opens the place where workers are found.
+    ///
+    /// # Errors
+    /// [`EtcdConfigError`].
+    pub fn discovery(&self) -> Result<Arc<dyn Discovery>, EtcdConfigError> {
+        let path = self.discovery_path.as_deref();
+        discovery::open(self.discovery_backend, path, &self.etcd)
     }
 }
 
@@ -141,38 +150,42 @@ pub enum ConfigError {
     Value(Box<toml::de::Error>),
     #[error("configuration: {0}")]
     Merge(Box<toml::ser::Error>),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
 }
 
 /// Loads the configuration.
 ///
-/// - `environment`: looks a variable up (`std::env::var(..).ok()` outside tests).
+/// - `variable`: looks one up (`std::env::var(..).ok()` outside tests).
 ///
 /// # Errors
 /// [`ConfigError`].
-pub fn load(
-    cli: &Cli,
-    environment: impl Fn(&str) -> Option<String>,
-) -> Result<Config, ConfigError> {
+pub fn load(cli: &Cli, variable: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
     let mut merged = match &cli.config {
         Some(path) => read(path)?,
         None => toml::Table::new(),
     };
-    let line = ENVIRONMENT.iter().filter_map(|(flag, names)| {
-        let mut values = names.iter().filter_map(|name| environment(name));
-        let value = values.find(|value| !value.is_empty())?;
-        Some(format!("--{flag}={value}"))
-    });
+    let line = ENVIRONMENT
+        .iter()
+        .chain(environment::ETCD)
+        .filter_map(|(flag, names)| {
+            let mut values = names.iter().filter_map(|name| variable(name));
+            let value = values.find(|value: &String| !value.is_empty())?;
+            Some(format!("--{flag}={value}"))
+        });
     let from_environment = Cli::command()
         .try_get_matches_from(["environment".to_owned()].into_iter().chain(line))
         .and_then(|matches| Cli::from_arg_matches(&matches))
         .map_err(ConfigError::Environment)?;
     for settings in [&from_environment.settings, &cli.settings] {
         let layer = toml::Table::try_from(settings);
-        merged.extend(layer.map_err(|error| ConfigError::Merge(Box::new(error)))?);
+        let layer = layer.map_err(|error| ConfigError::Merge(Box::new(error)))?;
+        settings::overlay(&mut merged, layer);
     }
-    merged
-        .try_into()
-        .map_err(|error| ConfigError::Value(Box::new(error)))
+    let config: Result<Config, _> = merged.try_into();
+    let mut config = config.map_err(|error| ConfigError::Value(Box::new(error)))?;
+    config.etcd.read_password(variable)?;
+    Ok(config)
 }
 
 /// Writes the configuration as TOML that [`load`] reads.

@@ -23,9 +23,8 @@ async fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let telemetry = telemetry::init("kv-relay").context("start telemetry")?;
-    let node = Node::bind(&config, config.discovery())
-        .await
-        .context("bind")?;
+    let discovery = config.discovery().context("open the place of discovery")?;
+    let node = Node::bind(&config, discovery).await.context("bind")?;
     info!(addr = %node.relay().addr(), "relay bound");
     // A relay has nothing to finish.
     drain::run(Duration::ZERO, |drain| node.serve(telemetry, drain)).await

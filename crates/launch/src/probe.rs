@@ -1,6 +1,6 @@
 //! What a child says of itself over its system routes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -63,15 +63,23 @@ impl Probe {
         self.read(base, "status").await
     }
 
-    /// Reads from the processor at `base` which workers it can send requests to; none while it does not answer.
-    pub(crate) async fn workers(&self, base: &str) -> HashSet<String> {
+    /// Reads what the processor at `base` knows of workers; nothing while it does not answer.
+    pub(crate) async fn workers(&self, base: &str) -> Known {
         let page: Option<Workers> = self.read(base, "workers").await;
-        let models = page.into_iter().flat_map(|page| page.models);
-        let targets = models.flat_map(|model| model.targets);
-        targets
-            .filter(|target| target.connection == "ready")
-            .map(|target| target.worker)
-            .collect()
+        let Some(Workers { models, unused }) = page else {
+            return Known::default();
+        };
+        let targets = models.into_iter().flat_map(|model| model.targets);
+        Known {
+            ready: targets
+                .filter(|target| target.connection == "ready")
+                .map(|target| target.worker)
+                .collect(),
+            refused: unused
+                .into_iter()
+                .map(|unused| (unused.worker, unused.reason))
+                .collect(),
+        }
     }
 
     async fn read<T: DeserializeOwned>(&self, base: &str, page: &str) -> Option<T> {
@@ -86,10 +94,26 @@ impl Probe {
     }
 }
 
+/// What a processor knows of workers, by their ids.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Those that it can send requests to.
+    pub(crate) ready: HashSet<String>,
+    /// Those that it does not use, and why.
+    pub(crate) refused: HashMap<String, String>,
+}
+
 /// What is read of a processor's `GET /workers`.
 #[derive(Deserialize)]
 struct Workers {
     models: Vec<Model>,
+    unused: Vec<Unused>,
+}
+
+#[derive(Deserialize)]
+struct Unused {
+    worker: String,
+    reason: String,
 }
 
 #[derive(Deserialize)]

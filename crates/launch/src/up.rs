@@ -1,6 +1,5 @@
 //! `stator up`: start, wait until the model answers, watch, change what is asked to be changed, drain.
 
-use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use crate::control::{Asked, Control, Replies, Request};
 use crate::fleet::{Fleet, scaling::Scaling};
 use crate::greeting;
 use crate::plan::{Part, Plan};
-use crate::probe::{Probe, Status};
+use crate::probe::{Known, Probe, Status};
 use crate::state::{self, Topology};
 use crate::table::{Row, Table, state_of};
 
@@ -153,7 +152,7 @@ impl Session {
             ));
             return;
         }
-        match fleet.scale(counts, replies.clone()) {
+        match fleet.scale(counts, replies.clone(), Instant::now()) {
             Ok(scaling) => {
                 if !wait {
                     replies.end(Ok(()));
@@ -172,7 +171,7 @@ impl Session {
         let processor = fleet.members().first().and_then(|m| m.system_url());
         let known = match processor {
             Some(url) if scaling.is_joining() => probe.workers(&url).await,
-            Some(_) | None => HashSet::new(),
+            Some(_) | None => Known::default(),
         };
         if let Some(outcome) = scaling.advance(fleet, &known, Instant::now()) {
             match &outcome {
@@ -244,7 +243,7 @@ fn rows<'a>(fleet: &Fleet, statuses: &'a [Option<Status>]) -> Vec<Row<'a>> {
             state: match (member.note(), status) {
                 (Some(note), _) => note.to_owned(),
                 (None, Some(status)) => state_of(status),
-                (None, None) if member.part == Part::Headless => "running".to_owned(),
+                (None, None) if matches!(member.part, Part::Headless(_)) => "running".to_owned(),
                 (None, None) => "starting".to_owned(),
             },
             status: status.as_ref(),

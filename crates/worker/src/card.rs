@@ -21,7 +21,7 @@ pub(crate) fn describe(
 ) -> Option<Card> {
     let first = engines.first()?;
     let info = first.info();
-    let parser = |own: &Option<String>| own.clone().filter(|name| !name.is_empty());
+    let (tool_call_parser, reasoning_parser) = parsers(config);
     Some(Card {
         worker: worker.clone(),
         role,
@@ -45,11 +45,18 @@ pub(crate) fn describe(
             max_num_batched_tokens: info.max_num_batched_tokens,
             dp_size: config.data_parallel_size,
             files: files.named.clone(),
-            tool_call_parser: parser(&config.tool_call_parser),
-            reasoning_parser: parser(&config.dyn_reasoning_parser)
-                .or_else(|| parser(&config.reasoning_parser)),
+            tool_call_parser,
+            reasoning_parser,
             vllm_version: info.vllm_version.clone(),
             max_logprobs: i32::try_from(first.limits().max_logprobs).unwrap_or(i32::MAX),
         },
     })
+}
+
+/// Returns the parsers for tool calls and for reasoning that processors are told of.
+pub(crate) fn parsers(config: &Config) -> (Option<String>, Option<String>) {
+    let parser = |own: &Option<String>| own.clone().filter(|name| !name.is_empty());
+    let reasoning =
+        parser(&config.dyn_reasoning_parser).or_else(|| parser(&config.reasoning_parser));
+    (parser(&config.tool_call_parser), reasoning)
 }

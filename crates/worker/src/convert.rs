@@ -50,6 +50,7 @@ pub(crate) fn error(code: Code, message: impl Into<String>, field: &str) -> prot
         code: proto::Code::from(code).into(),
         message: message.into(),
         field: field.to_owned(),
+        untouched: false,
     }
 }
 

@@ -1,4 +1,5 @@
-//! `--dump-config-to`: everything that decides what a worker does, in one file, without its secrets.
+//! `--dump-config-to`: everything that decides what a worker does, in one file, without its secrets; and what of a
+//! configuration may be shown at all.
 
 use std::{env, fs, io, path::Path};
 
@@ -62,13 +63,20 @@ pub(crate) fn write(path: &Path, config: &Config, role: Role) -> io::Result<()> 
     fs::write(path, text)
 }
 
+/// Returns a configuration as it may be shown: vLLM's flags may have secrets for values.
+pub(crate) fn shown(config: &Config) -> Config {
+    Config {
+        engine_args: without_secrets(&config.engine_args),
+        ..config.clone()
+    }
+}
+
 fn describe(
     config: &Config,
     role: Role,
     variables: impl Iterator<Item = (String, String)>,
 ) -> Value {
-    let mut shown = config.clone();
-    shown.engine_args = without_secrets(&config.engine_args);
+    let shown = shown(config);
     let mut environment: Vec<_> = variables
         .filter(|(name, _)| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
         .map(|(name, value)| {

@@ -12,7 +12,7 @@ use stator_common::{
     plane::tcp::{Connection, Handler},
     proto::worker::{Delta, Error, FinishReason, GenerateRequest, Leg, Sampling},
 };
-use stator_engine::{Engine, Prepared, SubmitError};
+use stator_engine::{Engine, Prepared, RequestKey, SubmitError};
 use tokio::{sync::watch, time};
 use tracing::{debug, warn};
 
@@ -21,7 +21,7 @@ use crate::{
     files::Files,
     metrics::WorkerMetrics,
     rank::{Active, Rank},
-    requests::{Count, Counted},
+    requests::{Count, Counted, Running},
     status::Health,
 };
 
@@ -56,7 +56,8 @@ impl Handler for Serving {
     fn submit(&self, connection: &Arc<Connection>, stream: u32, request: GenerateRequest) {
         // Counted before looking whether the worker drains, so that a drain misses none.
         let counted = self.count.enter();
-        if let Err(error) = self.try_submit(connection, stream, request, counted) {
+        if let Err(mut error) = self.try_submit(connection, stream, request, counted) {
+            error.untouched = true;
             debug!(peer = %connection.peer(), code = ?error.code(), message = error.message, "refused");
             self.metrics.failed(error.code().into(), 1);
             connection.send(&mut vec![convert::failed(stream, error)], None);
@@ -66,15 +67,7 @@ impl Handler for Serving {
     fn cancel(&self, connection: &Arc<Connection>, stream: u32) {
         for active in self.active() {
             if let Some(cancelled) = active.requests.take_stream(connection, stream) {
-                if self.plan.outlives_cancel() {
-                    active.requests.give_up(cancelled);
-                } else {
-                    let unfetched = cancelled.progress.is_unfetched();
-                    drop(cancelled);
-                    if unfetched {
-                        remind(&active.engine, nothing());
-                    }
-                }
+                abandon(&*self.plan, &active, cancelled);
                 self.metrics.cancelled(1);
                 self.lightened(&active);
                 return;
@@ -138,6 +131,7 @@ impl Serving {
             return self.release(&active, connection, stream, request);
         }
         let deadline = request.deadline_ms.map(Duration::from_millis);
+        let lease = request.kv_lease_ms.map(Duration::from_millis);
         // A frame is shorter than 4 GiB.
         let prompt_tokens = (request.prompt_tokens.len() / 4) as u32;
         let request = convert::request(request).map_err(|malformed| malformed.to_error())?;
@@ -145,8 +139,9 @@ impl Serving {
             .engine
             .prepare(request)
             .map_err(|refused| convert::refusal(&refused))?;
+        let key = prepared.key();
         let (metrics, loads) = (self.metrics.clone(), self.health.loads.clone());
-        let (rank, requests) = (active.rank, Arc::downgrade(&active.requests));
+        let (plan, own) = (self.plan.clone(), Arc::downgrade(&active));
         active
             .requests
             .start(
@@ -164,16 +159,65 @@ impl Serving {
                     running
                         .connection
                         .fail(running.stream, Code::DeadlineExceeded, message);
-                    drop(running);
-                    loads.cap(rank, requests.upgrade().map_or(0, |all| all.len()));
+                    // Without its engine it was ended already.
+                    if let Some(active) = own.upgrade() {
+                        abandon(&*plan, &active, running);
+                        loads.cap(active.rank, active.requests.len());
+                    }
                 },
             )
             .map_err(|refused| convert::refusal(&refused))?;
+        if let Some(lease) = lease {
+            self.guard(&active, key, lease);
+        }
         self.metrics.accepted(leg);
         self.metrics
             .prompt_tokens
             .increment(u64::from(prompt_tokens));
         Ok(())
+    }
+
+    /// Gives a request up whose KV may be gone before the engine has taken it in hand.
+    ///
+    /// From then on its scheduler keeps the lease alive; before, only time counts, and an engine can be deaf for
+    /// longer than a lease (it compiles, its device hangs). What it would fetch then is another prompt's KV.
+    fn guard(&self, active: &Arc<Active>, key: RequestKey, lease: Duration) {
+        let (active, metrics, loads) = (
+            active.clone(),
+            self.metrics.clone(),
+            self.health.loads.clone(),
+        );
+        let until = time::Instant::now() + lease;
+        tokio::spawn(async move {
+            time::sleep_until(until - lease / 3).await;
+            let is_unfetched = |running: &mut Running| running.progress.is_unfetched();
+            let waits = active
+                .requests
+                .with(|tables| tables.get(key).is_some_and(is_unfetched));
+            if !waits {
+                return;
+            }
+            // It answers in the order in which it is asked: an answer means that it has the request.
+            let asked = active.engine.utility("is_sleeping", &[]);
+            if time::timeout_at(until, asked).await.is_ok() {
+                return;
+            }
+            let Some(running) = active.requests.take(key) else {
+                return;
+            };
+            warn!(
+                rank = active.rank,
+                "the engine did not take a hand-off before its KV may be gone"
+            );
+            metrics.failed(Code::HandoffFailed, 1);
+            let message = "the decode engine did not take the request while its KV was kept";
+            running
+                .connection
+                .fail(running.stream, Code::HandoffFailed, message);
+            drop(running);
+            remind(&active.engine, nothing());
+            loads.cap(active.rank, active.requests.len());
+        });
     }
 
     /// Has the engine tell another one that nobody will fetch what it keeps. The engine says nothing to
@@ -230,6 +274,19 @@ impl Serving {
             }
             time::sleep(LOAD_EVERY).await;
         }
+    }
+}
+
+/// Aborts a request in the engine, before its answer is complete, and sees to the KV that somebody keeps for it.
+fn abandon(plan: &dyn Plan, active: &Active, running: Running) {
+    if plan.outlives_cancel() {
+        active.requests.give_up(running);
+        return;
+    }
+    let unfetched = running.progress.is_unfetched();
+    drop(running);
+    if unfetched {
+        remind(&active.engine, nothing());
     }
 }
 

@@ -40,7 +40,8 @@ pub(crate) enum LaunchError {
     #[error("create {path}: {source}")]
     RunDir { path: PathBuf, source: io::Error },
     #[error(
-        "{ranks} engines of {each} devices need {} devices, but CUDA_VISIBLE_DEVICES={visible} names fewer",
+        "{ranks} engines of {each} devices need {} devices, but CUDA_VISIBLE_DEVICES={visible} names fewer; they share \
+         those with --share-gpus",
         ranks * each
     )]
     Devices {
@@ -159,7 +160,8 @@ fn launch(
             model: config.model.clone(),
             args,
             env: {
-                env.extend(devices(config, rank)?);
+                let visible = env::var("CUDA_VISIBLE_DEVICES").ok();
+                env.extend(devices(config, rank, visible.as_deref())?);
                 env
             },
         }),
@@ -181,32 +183,49 @@ pub(crate) fn engine_args(config: &Config) -> Vec<String> {
     args
 }
 
-/// Gives each of several engines on one machine its own devices, as vLLM does for its ranks.
-fn devices(config: &Config, rank: u32) -> Result<Vec<(OsString, OsString)>, LaunchError> {
+/// Gives each of several engines on one machine its devices, as vLLM does for its ranks.
+///
+/// - `visible`: `CUDA_VISIBLE_DEVICES`, where it is set.
+fn devices(
+    config: &Config,
+    rank: u32,
+    visible: Option<&str>,
+) -> Result<Vec<(OsString, OsString)>, LaunchError> {
     let ranks = config.data_parallel_size as usize;
     if ranks == 1 {
         return Ok(Vec::new());
     }
     let each = devices_each(&config.engine_args);
-    let visible = env::var("CUDA_VISIBLE_DEVICES")
-        .ok()
-        .filter(|list| !list.is_empty());
-    let all: Vec<String> = match &visible {
+    let visible = visible.filter(|list| !list.is_empty());
+    let all: Vec<String> = match visible {
         Some(list) => list
             .split(',')
             .map(|device| device.trim().to_owned())
             .collect(),
+        // Each takes the first ones by itself.
+        None if config.share_gpus => return Ok(Vec::new()),
         None => (0..ranks * each).map(|device| device.to_string()).collect(),
     };
-    let first = rank as usize * each;
-    match all.get(first..first + each) {
-        Some(own) => Ok(vec![("CUDA_VISIBLE_DEVICES".into(), own.join(",").into())]),
-        None => Err(LaunchError::Devices {
+    let needed = if config.share_gpus {
+        each
+    } else {
+        ranks * each
+    };
+    if all.len() < needed {
+        return Err(LaunchError::Devices {
             ranks,
             each,
-            visible: visible.unwrap_or_default(),
-        }),
+            visible: visible.unwrap_or_default().to_owned(),
+        });
     }
+    let own: Vec<&str> = all
+        .iter()
+        .cycle()
+        .skip(rank as usize * each)
+        .take(each)
+        .map(String::as_str)
+        .collect();
+    Ok(vec![("CUDA_VISIBLE_DEVICES".into(), own.join(",").into())])
 }
 
 /// Returns how many devices one engine takes.
@@ -322,6 +341,35 @@ mod tests {
             assert_eq!(devices_each(&args), 4, "{line}");
         }
         assert_eq!(devices_each(&[]), 1);
+    }
+
+    #[test]
+    fn engines_have_devices_of_their_own_unless_they_are_to_share_them() {
+        let own = |share_gpus, visible| {
+            let config = Config {
+                data_parallel_size: 3,
+                share_gpus,
+                engine_args: vec!["-tp=2".to_owned()],
+                ..Config::default()
+            };
+            let rank = |rank| {
+                let env = devices(&config, rank, visible)?;
+                let first = env.into_iter().next();
+                Ok(first.map(|(_, value)| value.into_string().unwrap()))
+            };
+            (0..3)
+                .map(rank)
+                .collect::<Result<Vec<Option<String>>, LaunchError>>()
+        };
+        let some = |list: [&str; 3]| list.map(|devices| Some(devices.to_owned())).to_vec();
+        assert_eq!(own(false, None).unwrap(), some(["0,1", "2,3", "4,5"]));
+        assert!(own(false, Some("a,b")).is_err());
+        assert_eq!(
+            own(true, Some("a,b,c")).unwrap(),
+            some(["a,b", "c,a", "b,c"])
+        );
+        assert_eq!(own(true, None).unwrap(), [None, None, None]);
+        assert!(own(true, Some("a")).is_err());
     }
 
     #[test]

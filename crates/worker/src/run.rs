@@ -35,11 +35,15 @@ pub async fn run<P: Plan>(
         dump::write(path, &config, role).with_context(|| format!("write {}", path.display()))?;
     }
     if cli.print_config {
-        print!("{}", config::to_toml(&config)?);
+        print!("{}", config::to_toml(&dump::shown(&config))?);
         return Ok(ExitCode::SUCCESS);
     }
     if cli.preflight {
-        let findings = worker::preflight(&config, role).await?;
+        let findings = if config.headless {
+            preflight::node(&config, role).await
+        } else {
+            worker::preflight(&config, role).await?
+        };
         for finding in &findings {
             println!("{finding}");
         }
@@ -51,6 +55,7 @@ pub async fn run<P: Plan>(
     }
     let grace = config.drain_grace;
     if config.headless {
+        tell(&preflight::node(&config, role).await)?;
         drain::run(grace, |drain| headless::run(&config, role, drain)).await?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use stator_common::{
     Code, WorkerId,
     card::Role,
-    discovery::{Discovery, file, mem},
+    discovery::{self, Discovery},
     drain::Drain,
     plane::tcp::{Server, ServerConfig},
     telemetry::Telemetry,
@@ -26,7 +26,6 @@ use tracing::{info, warn};
 use crate::{
     Plan,
     announce::{self, Listeners},
-    cli::DiscoveryBackend,
     config::{Config, ConfigError},
     handler::Serving,
     kv_events::KvEvents,
@@ -73,7 +72,7 @@ impl Worker {
         plan: Arc<dyn Plan>,
         telemetry: Telemetry,
     ) -> anyhow::Result<Self> {
-        let discovery = discovery(&config);
+        let discovery = discovery(&config)?;
         Self::bind_in(config, role, plan, telemetry, discovery).await
     }
 
@@ -194,12 +193,7 @@ impl Worker {
                 sides: &self.transfer.sides,
                 relay: self.kv_events.relay_addr(),
                 event_ports: &self.kv_events.ports,
-                discovery: match self.config.discovery_backend {
-                    DiscoveryBackend::File => {
-                        format!("files in {}", discovery_root(&self.config).display())
-                    }
-                    DiscoveryBackend::Mem => "this process".to_owned(),
-                },
+                discovery: self.discovery.name(),
             },
         );
         let serving = Arc::new(self.serving());
@@ -290,11 +284,10 @@ impl Worker {
     }
 }
 
-fn discovery(config: &Config) -> Arc<dyn Discovery> {
-    match config.discovery_backend {
-        DiscoveryBackend::File => Arc::new(file::Files::new(discovery_root(config))),
-        DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
-    }
+fn discovery(config: &Config) -> anyhow::Result<Arc<dyn Discovery>> {
+    let path = config.discovery_path.as_deref();
+    let opened = discovery::open(config.discovery_backend, path, &config.etcd);
+    opened.context("open the place of discovery")
 }
 
 /// Looks whether a worker could serve, and binds nothing for good.
@@ -312,6 +305,7 @@ pub(crate) async fn preflight(config: &Config, role: Role) -> anyhow::Result<Vec
         ..config.clone()
     };
     let engines = launch::engines(&laid_out, role, &id, host)?;
+    let discovery = discovery(config)?;
     let subject = Subject {
         config,
         role,
@@ -319,14 +313,9 @@ pub(crate) async fn preflight(config: &Config, role: Role) -> anyhow::Result<Vec
         event_ports: &engines.kv_events.ports,
         unbound: true,
         host,
-        discovery: &*discovery(config),
+        discovery: &*discovery,
     };
     Ok(preflight::examine(&subject).await)
-}
-
-fn discovery_root(config: &Config) -> std::path::PathBuf {
-    let named = config.discovery_path.clone();
-    named.unwrap_or_else(file::Files::default_root)
 }
 
 /// Waits for an engine that cannot be started at all.

@@ -173,6 +173,41 @@ async fn kv_of_a_prompt_whose_end_crossed_its_cancel_can_still_be_released() {
     until_free(&prefill, &decode).await;
 }
 
+#[tokio::test]
+async fn kv_of_a_prompt_whose_end_crossed_its_deadline_can_still_be_released() {
+    let flags = "--sim-prefill-us-per-token 10 --sim-kv-lease-ms 3600000";
+    let (cluster, _p_engine, _, _) = Cluster::handing(Role::Prefill, flags).await;
+    let (_d, _d_engine, _, decode) = Cluster::handing(Role::Decode, QUICK).await;
+    let unclaimed = Arc::new(Mutex::new(Vec::new()));
+    let found = unclaimed.clone();
+    let config = ClientConfig {
+        unclaimed: Arc::new(move |delta: Delta| found.lock().push(delta)),
+        ..ClientConfig::default()
+    };
+    let prefill = Client::connect(&cluster.address, config);
+    prefill.ready().await.expect("connect");
+    // The engine takes a few ms for each; of those the ends of some cross.
+    let mut kept = Vec::new();
+    for round in 0..40 {
+        let mut prompt = leg(Leg::Prefill, &Bytes::new());
+        prompt.prompt_tokens = request(round + 2..round + 201, 1).prompt_tokens;
+        prompt.deadline_ms = Some(u64::from(round % 8));
+        let answer = outcome(&prefill, &prompt).await;
+        if answer.error.is_none() {
+            kept.push(answer);
+        } else {
+            assert_eq!(code(&answer), Code::DeadlineExceeded);
+        }
+    }
+    cluster.until_requests(0).await;
+    kept.push(computed(&prefill).await);
+    kept.append(&mut unclaimed.lock());
+    for delta in kept {
+        outcome(&decode, &leg(Leg::Release, &delta.kv_transfer_params)).await;
+    }
+    until_free(&prefill, &decode).await;
+}
+
 /// Waits until the prefill engine keeps no more than one prompt's blocks. It reports only when it computes.
 async fn until_free(prefill: &Client, decode: &Client) {
     let one = 13.0 / 16_384.0;
@@ -196,4 +231,29 @@ async fn a_lease_is_as_long_as_the_engine_says() {
     let lease = computed(&prefill).await.kv_lease_ms.expect("a lease");
     assert!((1..=4000).contains(&lease), "{lease}");
     until("the worker has no requests", || prefill.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn a_fetch_that_the_engine_does_not_begin_within_the_lease_is_given_up() {
+    let (_p, _p_engine, _, prefill) = Cluster::handing(Role::Prefill, QUICK).await;
+    // A prompt of 199 tokens keeps it in one step for two seconds.
+    let slow = "--sim-prefill-us-per-token 10000";
+    let (cluster, _d_engine, _, decode) = Cluster::handing(Role::Decode, slow).await;
+    let (first, second) = (computed(&prefill).await, computed(&prefill).await);
+    let busy = submit(&decode, &leg(Leg::Local, &Bytes::new()));
+    cluster.until_requests(1).await;
+    let hurried = GenerateRequest {
+        kv_lease_ms: Some(300),
+        ..leg(Leg::Decode, &first.kv_transfer_params)
+    };
+    let given_up = outcome(&decode, &hurried).await;
+    assert_eq!(code(&given_up), Code::HandoffFailed);
+    // One whose engine answers in time is left alone, however long it waits then.
+    let patient = GenerateRequest {
+        kv_lease_ms: Some(60_000),
+        ..leg(Leg::Decode, &second.kv_transfer_params)
+    };
+    let waited = outcome(&decode, &patient).await;
+    assert_eq!(waited.error, None);
+    drop(busy);
 }

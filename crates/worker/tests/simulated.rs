@@ -146,6 +146,10 @@ impl Discovery for Moody {
     async fn watch(&self) -> Result<Watch, DiscoveryError> {
         self.place.watch().await
     }
+
+    fn name(&self) -> String {
+        self.place.name()
+    }
 }
 
 #[tokio::test]

@@ -76,6 +76,10 @@ impl Discovery for Mem {
         tokio::spawn(follow(self.place.clone(), sender));
         Ok(Watch { events })
     }
+
+    fn name(&self) -> String {
+        "this process's memory".to_owned()
+    }
 }
 
 async fn follow(place: Arc<Place>, sender: mpsc::Sender<Event>) {

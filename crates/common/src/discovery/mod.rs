@@ -2,18 +2,28 @@
 //!
 //! A worker registers its [`Card`] and keeps a lease alive as long as it holds the [`Registration`];
 //! whoever watches hears of cards that come, change and go. A lost lease is renewed, never fatal.
-//! Backends: [`mod@file`] for one machine, [`mem`] for one process.
+//! Backends: [`mod@file`] for one machine, [`etcd`] for clusters, [`mem`] for one process.
 
+pub mod etcd;
 pub mod file;
 pub mod mem;
 mod owner;
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use crate::{Card, Code, ids::WorkerId};
+use crate::{
+    Card, Code,
+    ids::WorkerId,
+    settings::{DiscoveryBackend, EtcdSettings},
+};
 
 /// Events that may wait for a watcher before its source pauses.
 const WATCH_BUFFER: usize = 1024;
@@ -41,6 +51,30 @@ pub trait Discovery: Send + Sync + 'static {
     /// # Errors
     /// The place cannot be read.
     async fn watch(&self) -> Result<Watch, DiscoveryError>;
+
+    /// Returns what to call the place when telling people of it.
+    fn name(&self) -> String;
+}
+
+/// Opens the place that the settings of a role name.
+///
+/// - `path`: folder of the file discovery; absent: the one that all roles use then.
+///
+/// # Errors
+/// [`etcd::EtcdConfigError`].
+pub fn open(
+    backend: DiscoveryBackend,
+    path: Option<&Path>,
+    etcd: &EtcdSettings,
+) -> Result<Arc<dyn Discovery>, etcd::EtcdConfigError> {
+    Ok(match backend {
+        DiscoveryBackend::File => {
+            let root = path.map_or_else(file::Files::default_root, Path::to_owned);
+            Arc::new(file::Files::new(root))
+        }
+        DiscoveryBackend::Etcd => Arc::new(etcd::Etcd::new(etcd)?),
+        DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
+    })
 }
 
 /// Keeps a worker known. Dropping it is leaving.
@@ -80,7 +114,9 @@ pub enum DiscoveryError {
     },
     #[error("a worker's card cannot be written as JSON: {0}")]
     Card(#[from] serde_json::Error),
-    #[error("'{0}' cannot be part of a file name")]
+    #[error("etcd at {endpoints}: {reason}")]
+    Etcd { endpoints: String, reason: String },
+    #[error("'{0}' cannot be part of a file name or a key")]
     Name(String),
 }
 
@@ -88,7 +124,7 @@ impl DiscoveryError {
     /// Returns what this means for a request.
     pub fn code(&self) -> Code {
         match self {
-            Self::Io { .. } => Code::Unavailable,
+            Self::Io { .. } | Self::Etcd { .. } => Code::Unavailable,
             Self::Card(_) | Self::Name(_) => Code::Internal,
         }
     }

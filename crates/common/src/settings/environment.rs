@@ -22,6 +22,19 @@ const OF_EVERY_ROLE: &[Row] = &[
     ("drain-grace", &["STATOR_DRAIN_GRACE"]),
 ];
 
+/// How etcd is reached, with Dynamo's names (1.6).
+pub const ETCD: &[Row] = &[
+    (
+        "etcd-endpoints",
+        &["STATOR_ETCD_ENDPOINTS", "ETCD_ENDPOINTS"],
+    ),
+    ("etcd-prefix", &["STATOR_ETCD_PREFIX"]),
+    ("etcd-username", &["ETCD_AUTH_USERNAME"]),
+    ("etcd-ca-path", &["ETCD_AUTH_CA"]),
+    ("etcd-cert-path", &["ETCD_AUTH_CLIENT_CERT"]),
+    ("etcd-key-path", &["ETCD_AUTH_CLIENT_KEY"]),
+];
+
 /// The variables of a role: those of every role, and its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Variables(pub &'static [Row]);
@@ -29,7 +42,7 @@ pub struct Variables(pub &'static [Row]);
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {
-        OF_EVERY_ROLE.iter().chain(self.0).copied()
+        OF_EVERY_ROLE.iter().chain(ETCD).chain(self.0).copied()
     }
 
     /// Returns what the environment says in place of a flag: the first variable that is set and not empty.

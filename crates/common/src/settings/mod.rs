@@ -3,6 +3,7 @@
 //! [`environment`] says which variables stand for which flags. What a role alone lets set is the role's.
 
 pub mod environment;
+mod etcd;
 mod secret;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use environment::Variables;
+pub use etcd::EtcdSettings;
 pub use secret::{Secret, SecretError, plane_token};
 
 /// How workers are found.
@@ -18,8 +20,22 @@ pub use secret::{Secret, SecretError, plane_token};
 pub enum DiscoveryBackend {
     /// Files in a folder of this machine.
     File,
+    /// etcd, for clusters.
+    Etcd,
     /// This process's memory: for roles that share a process.
     Mem,
+}
+
+/// Lays one layer of settings over another: what both have is the upper one's, in tables within tables, too.
+pub fn overlay(lower: &mut toml::Table, upper: toml::Table) {
+    for (key, value) in upper {
+        match (lower.get_mut(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => overlay(below, above),
+            (_, value) => {
+                lower.insert(key, value);
+            }
+        }
+    }
 }
 
 /// Reads `30s`, `2m`; a bare number is seconds.
@@ -36,6 +52,19 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_upper_layer_wins_key_by_key() {
+        let mut lower: toml::Table = "a = 1\nb = 1\n[etcd]\nprefix = 'x'\nusername = 'u'"
+            .parse()
+            .unwrap();
+        let upper = "b = 2\n[etcd]\nprefix = 'y'".parse().unwrap();
+        overlay(&mut lower, upper);
+        let expected = "a = 1\nb = 2\n[etcd]\nprefix = 'y'\nusername = 'u'"
+            .parse()
+            .unwrap();
+        assert_eq!(lower, expected);
+    }
 
     #[test]
     fn a_bare_number_is_seconds() {

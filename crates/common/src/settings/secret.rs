@@ -38,9 +38,8 @@ pub enum SecretError {
     Empty(PathBuf),
 }
 
-/// Returns the token of the request plane, which all roles must read alike: the first line of `file` that
-/// is neither blank nor a comment (`#`), else `STATOR_PLANE_TOKEN`, in which empty is unset. Blanks around
-/// a token do not count.
+/// Returns the token of the request plane, which all roles must read alike: from `file`, else from
+/// `STATOR_PLANE_TOKEN`. See [`read`].
 ///
 /// # Errors
 /// [`SecretError`]: a file that was named and gives none.
@@ -48,22 +47,35 @@ pub fn plane_token(
     file: Option<&Path>,
     environment: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Secret>, SecretError> {
+    read(file, PLANE_TOKEN, environment)
+}
+
+/// Returns a secret: the first line of `file` that is neither blank nor a comment (`#`), else the variable, in
+/// which empty is unset. Blanks around a secret do not count.
+///
+/// # Errors
+/// [`SecretError`]: a file that was named and gives none.
+pub(super) fn read(
+    file: Option<&Path>,
+    variable: &str,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Secret>, SecretError> {
     let Some(path) = file else {
-        let token = environment(PLANE_TOKEN).unwrap_or_default();
-        return Ok(Some(token.trim())
-            .filter(|token| !token.is_empty())
+        let secret = environment(variable).unwrap_or_default();
+        return Ok(Some(secret.trim())
+            .filter(|secret| !secret.is_empty())
             .map(Secret::from));
     };
     let text = fs::read_to_string(path).map_err(|source| SecretError::Read {
         path: path.to_owned(),
         source,
     })?;
-    let token = text
+    let secret = text
         .lines()
         .map(str::trim)
         .find(|line| !line.is_empty() && !line.starts_with('#'))
         .ok_or_else(|| SecretError::Empty(path.to_owned()))?;
-    Ok(Some(Secret::from(token)))
+    Ok(Some(Secret::from(secret)))
 }
 
 impl From<String> for Secret {

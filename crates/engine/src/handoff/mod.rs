@@ -92,6 +92,12 @@ pub struct Peer<'a> {
     pub decode_context_parallel_size: u32,
 }
 
+/// Says whether engines over so many devices, each, can hand KV over: one tensor-parallel size must divide the
+/// other, whichever side is the wider (0.32, `kv_connector/utils.py`, `tp_ratio`).
+pub fn widths_fit(one: u32, other: u32) -> bool {
+    one > 0 && other > 0 && (one.is_multiple_of(other) || other.is_multiple_of(one))
+}
+
 /// Why the `kv_transfer_params` of a request would not do.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum HandOffError {

@@ -64,7 +64,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Workers")]
     pub(crate) prefill_tp: Option<u16>,
 
-    /// The same for decode workers: as for prefill workers, or a multiple of it.
+    /// The same for decode workers: as for prefill workers, or a multiple or a divisor of it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Workers")]
     pub(crate) decode_tp: Option<u16>,
 
@@ -104,6 +104,11 @@ pub(crate) struct Up {
     /// Start the engine of a secondary node and nothing else; the flags after `--` say where the first node is.
     #[arg(long, help_heading = "Workers")]
     pub(crate) headless: bool,
+
+    /// With --headless: what the worker is whose engine this node belongs to. Default: agg.
+    #[arg(long, value_name = "ROLE", requires = "headless", value_parser = ["agg", "prefill", "decode"],
+          help_heading = "Workers")]
+    pub(crate) disaggregation_mode: Option<String>,
 
     /// How the processor chooses a worker: kv by what each one's KV cache holds, approx by what each was sent lately,
     /// direct as each request says.

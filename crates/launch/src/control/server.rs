@@ -39,6 +39,12 @@ pub(crate) struct Asked {
 pub(crate) struct Replies(mpsc::Sender<Reply>);
 
 impl Replies {
+    /// Returns some that nobody reads.
+    #[cfg(test)]
+    pub(crate) fn to_nobody() -> Self {
+        Self(mpsc::channel(1).0)
+    }
+
     pub(crate) fn say(&self, text: &str) {
         self.send(Reply::Said(text.to_owned()));
     }

@@ -48,7 +48,7 @@ fn order(member: &Member) -> usize {
     match member.part {
         Part::Processor => 0,
         part if has_role(part, Role::Prefill) => 2,
-        Part::Worker { .. } | Part::Headless => 1,
+        Part::Worker { .. } | Part::Headless(_) => 1,
     }
 }
 

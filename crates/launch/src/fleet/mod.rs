@@ -123,7 +123,7 @@ impl Fleet {
         };
         // Shown role by role, whenever it came.
         let key = |part| match part {
-            Part::Processor | Part::Headless => (0, 0),
+            Part::Processor | Part::Headless(_) => (0, 0),
             Part::Worker { role, index } => (1 + role as usize, index),
         };
         let at = self.members.partition_point(|m| key(m.part) <= key(part));

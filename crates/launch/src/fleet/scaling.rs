@@ -5,6 +5,7 @@
 //! that what was computed still finds who continues it.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use stator_common::card::Role;
@@ -13,6 +14,13 @@ use tokio::time::Instant;
 use super::{Fleet, Member, State, has_role};
 use crate::control::Replies;
 use crate::plan::Part;
+use crate::probe::Known;
+
+/// What a new worker may take beyond the time that it gives its own engine.
+const BEYOND_ENGINE: Duration = Duration::from_secs(5 * 60);
+/// How long the processor may take to make use of workers that are ready; it looks every moment, but may itself
+/// just be starting again.
+const UNTIL_KNOWN: Duration = Duration::from_secs(60);
 
 /// A change of numbers that is under way.
 pub(crate) struct Scaling {
@@ -20,6 +28,10 @@ pub(crate) struct Scaling {
     added: Vec<Part>,
     /// Who leaves, stage by stage; absent until all that is new is there.
     leaving: Option<Vec<Vec<Part>>>,
+    /// When those that are new must be ready.
+    deadline: Instant,
+    /// Since when they all are.
+    ready_since: Option<Instant>,
     replies: Replies,
 }
 
@@ -27,8 +39,14 @@ impl Fleet {
     /// Begins to bring the numbers of workers to `counts`; roles that are not named keep theirs.
     ///
     /// # Errors
-    /// When the topology could not serve like that, or there are too few GPUs; no worker comes or goes then.
-    pub(crate) fn scale(&mut self, counts: &[(Role, u16)], replies: Replies) -> Result<Scaling> {
+    /// When the topology could not serve like that, there are too few GPUs, or a worker cannot be started. No worker
+    /// leaves then, but those that had been started for it.
+    pub(crate) fn scale(
+        &mut self,
+        counts: &[(Role, u16)],
+        replies: Replies,
+        now: Instant,
+    ) -> Result<Scaling> {
         self.check(counts)?;
         for (role, _) in counts {
             self.forget_given_up(*role);
@@ -46,16 +64,27 @@ impl Fleet {
             .map(|part| (part.to_string(), self.plan.gpus(*part)))
             .collect();
         self.gpus.enough_for(&needs)?;
-        for part in &added {
-            self.add(*part)?;
+        for (at, part) in added.iter().enumerate() {
+            if let Err(error) = self.add(*part) {
+                dismiss(self, Some(&added[..at]), &replies, now);
+                return Err(error);
+            }
         }
         if !added.is_empty() {
             replies.say(&format!("{} starting", list(&added)));
         }
         Ok(Scaling {
             counts: counts.to_vec(),
+            deadline: now
+                + BEYOND_ENGINE
+                + counts
+                    .iter()
+                    .map(|(role, _)| self.plan.engine_ready_timeout(*role))
+                    .max()
+                    .unwrap_or_default(),
             added,
             leaving: None,
+            ready_since: None,
             replies,
         })
     }
@@ -111,7 +140,7 @@ impl Fleet {
             .workers()
             .filter_map(|member| match member.part {
                 Part::Worker { role, index } if role == wanted => Some(index),
-                Part::Worker { .. } | Part::Processor | Part::Headless => None,
+                Part::Worker { .. } | Part::Processor | Part::Headless(_) => None,
             })
             .collect();
         (0..u16::MAX).filter(move |index| !taken.contains(index))
@@ -144,11 +173,12 @@ impl Scaling {
 
     /// Goes on; returns how it ended, if it has.
     ///
-    /// - `known`: the workers that the processor can send requests to.
+    /// Those that are new have a deadline, so that one that never serves does not keep other changes from being made.
+    /// They stay when it has passed.
     pub(crate) fn advance(
         &mut self,
         fleet: &mut Fleet,
-        known: &HashSet<String>,
+        known: &Known,
         now: Instant,
     ) -> Option<Result<(), String>> {
         if let Some(stages) = &mut self.leaving {
@@ -157,21 +187,14 @@ impl Scaling {
                     return None;
                 }
                 stages.remove(0);
-                dismiss(fleet, stages.first(), &self.replies, now);
+                dismiss(fleet, stages.first().map(Vec::as_slice), &self.replies, now);
             }
             return Some(Ok(()));
         }
-        for part in &self.added {
-            let Some(at) = fleet.position(*part) else {
-                return Some(Err(format!(
-                    "{part} ended before it was ready; nobody was removed"
-                )));
-            };
-            let member = &fleet.members[at];
-            let id = member.worker.as_ref();
-            if !member.ready || !id.is_some_and(|id| known.contains(id)) {
-                return None;
-            }
+        match self.joined(fleet, known, now) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(why) => return Some(Err(format!("{why}; nobody was removed"))),
         }
         if !self.added.is_empty() {
             self.replies.say(&format!("{} ready", list(&self.added)));
@@ -187,13 +210,54 @@ impl Scaling {
         }
         // An empty stage is over at once.
         let stages = vec![prefill, others];
-        dismiss(fleet, stages.first(), &self.replies, now);
+        dismiss(fleet, stages.first().map(Vec::as_slice), &self.replies, now);
         self.leaving = Some(stages);
         None
     }
+
+    /// Says whether all that is new is ready and known to the processor, or why it will not be.
+    fn joined(&mut self, fleet: &Fleet, known: &Known, now: Instant) -> Result<bool, String> {
+        let mut ready = Vec::new();
+        for part in &self.added {
+            let member = fleet.position(*part).map(|at| &fleet.members[at]);
+            let Some(member) = member else {
+                return Err(format!("{part} ended before it was ready"));
+            };
+            match member.state {
+                State::Failed => {
+                    return Err(format!("{part} was given up; see {}", member.log.display()));
+                }
+                State::Leaving { .. } | State::Clearing(_) => {
+                    return Err(format!("{part} is told to end"));
+                }
+                State::Running(_) | State::Waiting { .. } => {}
+            }
+            if let Some(id) = member.worker.as_ref().filter(|_| member.ready) {
+                ready.push((part, id));
+            } else if now >= self.deadline {
+                return Err(format!("{part} is not ready after a long time"));
+            }
+        }
+        if ready.len() < self.added.len() {
+            self.ready_since = None;
+            return Ok(false);
+        }
+        let since = *self.ready_since.get_or_insert(now);
+        let unknown = ready.iter().find(|(_, id)| !known.ready.contains(*id));
+        let Some((part, id)) = unknown else {
+            return Ok(true);
+        };
+        if now < since + UNTIL_KNOWN {
+            return Ok(false);
+        }
+        Err(match known.refused.get(*id) {
+            Some(reason) => format!("{part} is ready, but the processor does not use it: {reason}"),
+            None => format!("{part} is ready, but the processor cannot send it requests"),
+        })
+    }
 }
 
-fn dismiss(fleet: &mut Fleet, stage: Option<&Vec<Part>>, replies: &Replies, now: Instant) {
+fn dismiss(fleet: &mut Fleet, stage: Option<&[Part]>, replies: &Replies, now: Instant) {
     let Some(stage) = stage.filter(|stage| !stage.is_empty()) else {
         return;
     };
@@ -209,4 +273,101 @@ fn list(parts: &[Part]) -> String {
     let names: Vec<String> = parts.iter().map(Part::to_string).collect();
     let verb = if parts.len() == 1 { "is" } else { "are" };
     format!("{} {verb}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use clap::Parser;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::gpus::Gpus;
+    use crate::plan::Plan;
+
+    const NEW: Part = Part::Worker {
+        role: Role::Agg,
+        index: 1,
+    };
+
+    fn fleet(state: State) -> Fleet {
+        let Command::Up(up) = Cli::try_parse_from(["stator", "up", "m"]).unwrap().command else {
+            panic!("not `up`");
+        };
+        let member = |part, state| Member {
+            part,
+            ordinal: 0,
+            gpus: Vec::new(),
+            log: PathBuf::new(),
+            state,
+            proven: true,
+            ready: false,
+            worker: Some("id".to_owned()),
+            starts: 0,
+        };
+        let until = Instant::now();
+        Fleet {
+            plan: Plan::new(&up, "m", Path::new("/t"), Path::new("/b")).unwrap(),
+            gpus: Gpus::default(),
+            lines: mpsc::channel(1).0,
+            members: vec![
+                member(Part::Processor, State::Waiting { until }),
+                member(NEW, state),
+            ],
+            serves: true,
+            changed: false,
+        }
+    }
+
+    fn scaling(now: Instant) -> Scaling {
+        Scaling {
+            counts: vec![(Role::Agg, 2)],
+            added: vec![NEW],
+            leaving: None,
+            deadline: now + BEYOND_ENGINE,
+            ready_since: None,
+            replies: Replies::to_nobody(),
+        }
+    }
+
+    #[test]
+    fn a_change_ends_when_what_is_new_was_given_up_or_is_never_ready() {
+        let now = Instant::now();
+        let mut failed = fleet(State::Failed);
+        let ended = scaling(now).advance(&mut failed, &Known::default(), now);
+        assert!(ended.unwrap().unwrap_err().contains("given up"));
+
+        let mut waits = fleet(State::Waiting { until: now });
+        let mut change = scaling(now);
+        let mut at = |time| change.advance(&mut waits, &Known::default(), time);
+        assert!(at(now).is_none());
+        let ended = at(now + BEYOND_ENGINE);
+        assert!(ended.unwrap().unwrap_err().contains("not ready after"));
+    }
+
+    #[test]
+    fn a_change_ends_when_the_processor_does_not_use_what_is_new() {
+        let now = Instant::now();
+        let mut fleet = fleet(State::Waiting { until: now });
+        fleet.members[1].ready = true;
+        let mut change = scaling(now);
+        let refused = Known {
+            refused: [("id".to_owned(), "it disagrees".to_owned())].into(),
+            ..Known::default()
+        };
+        assert!(change.advance(&mut fleet, &refused, now).is_none());
+        let later = now + UNTIL_KNOWN;
+        let ended = change.advance(&mut fleet, &refused, later);
+        assert!(ended.unwrap().unwrap_err().contains("it disagrees"));
+
+        let known = Known {
+            ready: ["id".to_owned()].into(),
+            ..Known::default()
+        };
+        let mut change = scaling(now);
+        assert!(change.advance(&mut fleet, &known, now).is_none());
+        assert!(!change.is_joining());
+    }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use stator_common::card::Role;
-use stator_engine::flags::Given;
+use stator_engine::{flags::Given, handoff::widths_fit};
 
 use super::{Plan, role};
 use crate::cli::Engine;
@@ -130,10 +130,8 @@ fn connectors(plan: &Plan, role: Role) -> Result<()> {
 }
 
 /// Refuses decode engines that could not read what prefill engines wrote.
-///
-/// One tensor-parallel size must divide the other (vLLM 0.32, `kv_connector/utils.py`, `tp_ratio`).
 fn widths(plan: &Plan) -> Result<()> {
-    let width = |role| -> u16 {
+    let width = |role| -> u32 {
         let args = plan.engine_args(role);
         let given = Given::read(&args);
         let size = given.value("tensor-parallel-size");
@@ -142,9 +140,9 @@ fn widths(plan: &Plan) -> Result<()> {
     };
     let (prefill, decode) = (width(Role::Prefill), width(Role::Decode));
     ensure!(
-        decode % prefill == 0 || prefill % decode == 0,
+        widths_fit(prefill, decode),
         "engines split over {decode} GPUs cannot take over KV from engines split over {prefill}: \
-         give --decode-tp the value of --prefill-tp, or a multiple of it"
+         one of --decode-tp and --prefill-tp must be a multiple of the other"
     );
     Ok(())
 }
@@ -166,7 +164,21 @@ fn secondary(plan: &Plan) -> Result<()> {
             plan.model
         );
     }
-    Ok(())
+    let role = plan.headless_role();
+    for (flag, given, of) in [
+        ("--tp", up.tp.is_some(), Role::Agg),
+        ("--prefill-tp", up.prefill_tp.is_some(), Role::Prefill),
+        ("--prefill-arg", !up.prefill_arg.is_empty(), Role::Prefill),
+        ("--decode-tp", up.decode_tp.is_some(), Role::Decode),
+        ("--decode-arg", !up.decode_arg.is_empty(), Role::Decode),
+    ] {
+        ensure!(
+            !given || of == role,
+            "{flag} is for {of} workers: say --disaggregation-mode {of}, or leave it out"
+        );
+    }
+    sizes(plan, role)?;
+    connectors(plan, role)
 }
 
 impl Plan {

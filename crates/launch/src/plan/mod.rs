@@ -12,9 +12,10 @@ mod tests;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
-use stator_common::card::Role;
+use stator_common::{card::Role, settings::duration};
 use stator_engine::flags::Given;
 
 use crate::cli::{Engine, Up};
@@ -38,8 +39,8 @@ pub(crate) enum Part {
         role: Role,
         index: u16,
     },
-    /// The engine of a secondary node.
-    Headless,
+    /// The secondary node of an engine of such a worker.
+    Headless(Role),
 }
 
 /// What a process gets that no other process has.
@@ -113,6 +114,12 @@ impl Plan {
         }
     }
 
+    /// Returns what the worker is whose engine a secondary node belongs to.
+    pub(crate) fn headless_role(&self) -> Role {
+        let named = self.up.disaggregation_mode.as_deref();
+        named.and_then(role::parse).unwrap_or(Role::Agg)
+    }
+
     /// Says whether prompts are computed and continued by different workers.
     pub(crate) fn disaggregated(&self) -> bool {
         self.up.prefill_workers.is_some() || self.up.decode_workers.is_some()
@@ -121,7 +128,7 @@ impl Plan {
     /// Returns the parts that the topology starts with, the processor first.
     pub(crate) fn parts(&self) -> Vec<Part> {
         if self.up.headless {
-            return vec![Part::Headless];
+            return vec![Part::Headless(self.headless_role())];
         }
         let workers = role::ALL
             .into_iter()
@@ -143,6 +150,16 @@ impl Plan {
         let sizes = |name| size(name).unwrap_or(1).max(1);
         let engine: usize = sizes("tensor-parallel-size") * sizes("pipeline-parallel-size");
         engine.div_ceil(sizes("nnodes")) * sizes("data-parallel-size")
+    }
+
+    /// Returns how long a worker waits for its engine, before it gives up.
+    pub(crate) fn engine_ready_timeout(&self, role: Role) -> Duration {
+        let args = self.engine_args(role);
+        let given = Given::read(&args).value("engine-ready-timeout");
+        // One that is no time is refused by the worker. The default is the worker's.
+        given
+            .and_then(|time| duration(time).ok())
+            .unwrap_or(Duration::from_secs(600))
     }
 
     /// Returns the folders of a worker's engines.
@@ -200,7 +217,7 @@ impl Part {
         match self {
             Part::Processor => "processor".into(),
             Part::Worker { role, .. } => role.to_string(),
-            Part::Headless => "headless".into(),
+            Part::Headless(_) => "headless".into(),
         }
     }
 
@@ -208,8 +225,7 @@ impl Part {
     pub(crate) fn program(self) -> String {
         match self {
             Part::Processor => "stator-processor".into(),
-            Part::Worker { role, .. } => role::program(role),
-            Part::Headless => role::program(Role::Agg),
+            Part::Worker { role, .. } | Part::Headless(role) => role::program(role),
         }
     }
 }
@@ -217,7 +233,7 @@ impl Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Part::Processor | Part::Headless => f.write_str(&self.role()),
+            Part::Processor | Part::Headless(_) => f.write_str(&self.role()),
             Part::Worker { role, index } => write!(f, "{role}-{index}"),
         }
     }

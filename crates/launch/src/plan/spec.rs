@@ -25,7 +25,7 @@ impl Plan {
         match part {
             Part::Processor => self.processor(&mut spec),
             Part::Worker { role, .. } => self.worker(&mut spec, role)?,
-            Part::Headless => self.headless(&mut spec),
+            Part::Headless(role) => self.headless(&mut spec, role),
         }
         Ok(spec)
     }
@@ -80,6 +80,9 @@ impl Plan {
         if up.engine_keep {
             spec.args.push("--engine-keep".into());
         }
+        if up.share_gpus {
+            spec.args.push("--share-gpus".into());
+        }
         for connector in self.connectors(role) {
             push(&mut spec.args, "--connector", connector);
         }
@@ -96,13 +99,13 @@ impl Plan {
     }
 
     /// It takes no requests, so it has no listeners and is in no discovery.
-    fn headless(&self, spec: &mut Spec) {
+    fn headless(&self, spec: &mut Spec, role: Role) {
         spec.args.push("--headless".into());
         self.model(spec);
-        for connector in &self.up.connector {
+        for connector in self.connectors(role) {
             push(&mut spec.args, "--connector", connector);
         }
-        let engine_args = self.engine_args(Role::Agg);
+        let engine_args = self.engine_args(role);
         spec.args.extend(engine_args.iter().map(OsString::from));
     }
 

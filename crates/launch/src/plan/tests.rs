@@ -108,6 +108,7 @@ fn ranks_belong_to_every_worker_and_each_takes_its_gpus() {
     for none in ["--engine sim", "--engine attach", "--share-gpus"] {
         assert_eq!(gpus(&format!("stator up m --tp 2 {none}")), [0]);
     }
+    assert!(line(&specs("stator up m --share-gpus")[1]).contains("--share-gpus"));
 }
 
 #[test]
@@ -120,6 +121,18 @@ fn a_secondary_node_is_an_engine_without_a_processor() {
     assert!(
         line.ends_with("--tensor-parallel-size 16 --nnodes 2 --node-rank 1"),
         "{line}"
+    );
+    let prefill = "stator up m --headless --disaggregation-mode prefill --prefill-tp 16 -- --nnodes 2 --node-rank 1";
+    let prefill = &specs(prefill)[0];
+    assert_eq!(prefill.program, Path::new("/b/stator-prefill"));
+    let args: Vec<_> = prefill.args.iter().map(|a| a.to_string_lossy()).collect();
+    assert_eq!(
+        args.join(" "),
+        "--headless --model m --connector nixl --tensor-parallel-size 16 --nnodes 2 --node-rank 1"
+    );
+    refused(
+        "stator up m --headless --prefill-tp 2",
+        "say --disaggregation-mode prefill",
     );
     refused(
         "stator up m --headless --workers 2",
@@ -233,7 +246,7 @@ fn what_contradicts_itself_is_refused_with_what_works() {
         (format!("{both} --tp 2"), "say --prefill-tp and --decode-tp"),
         (
             format!("{both} --prefill-tp 2 --decode-tp 3"),
-            "--decode-tp the value",
+            "must be a multiple of the other",
         ),
         ("stator up m --tp 2 -- -tp 4".into(), "keep one of them"),
         (format!("{both} --connector none"), "say --connector nixl"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
-use stator_common::settings::{DiscoveryBackend, Secret, Variables, duration};
+use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret, Variables, duration};
 
 use super::{ConditionalMode, ConfigError, ReasoningField, SessionAffinity};
 use crate::pool::RouterMode;
@@ -194,6 +194,11 @@ pub struct Settings {
     /// Folder of the file discovery [default: one per user under the temporary folder].
     #[arg(long, alias = "file-kv", value_name = "DIR", help_heading = "Workers")]
     discovery_path: Option<PathBuf>,
+
+    /// How etcd is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    etcd: EtcdSettings,
 
     /// How a worker is chosen for a request: round-robin, random, least-loaded, kv (by what each worker's KV cache
     /// holds, and by load), approx (the same, guessed from what each was sent lately) or direct (the one that

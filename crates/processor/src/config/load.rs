@@ -41,9 +41,9 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
-    /// The file of the plane's token gives none.
+    /// A file of a secret gives none.
     #[error(transparent)]
-    PlaneToken(#[from] SecretError),
+    Secret(#[from] SecretError),
 }
 
 /// Loads the configuration: command line over environment over file over default.
@@ -60,8 +60,11 @@ pub fn load(
         Some(path) => read_file(path)?,
         None => toml::Table::new(),
     };
-    merged.extend(cli::layer(&cli::from_environment(&environment)?));
-    merged.extend(cli::layer(&cli.settings));
+    settings::overlay(
+        &mut merged,
+        cli::layer(&cli::from_environment(&environment)?),
+    );
+    settings::overlay(&mut merged, cli::layer(&cli.settings));
     let mut config: Config = merged.try_into().map_err(ConfigError::Value)?;
     if config.tls_cert_path.is_some() != config.tls_key_path.is_some() {
         return Err(ConfigError::Contradiction(
@@ -97,6 +100,7 @@ pub fn load(
         config.api_key.extend(read_keys(&path)?);
     }
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), &environment)?;
+    config.etcd.read_password(&environment)?;
     if config.api_key.iter().any(|key| key.reveal().is_empty()) {
         return Err(ConfigError::Contradiction("an api key is empty"));
     }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-pub use stator_common::settings::{DiscoveryBackend, Secret};
+pub use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret};
 
 use stator_router::{Bounds, Conditional, DECODING};
 
@@ -73,6 +73,9 @@ pub struct Config {
     pub discovery_backend: DiscoveryBackend,
     /// Folder of the file discovery. Absent: the default that workers use too.
     pub discovery_path: Option<PathBuf>,
+    /// How etcd is reached.
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    pub etcd: EtcdSettings,
     /// How a worker is chosen. Default `round-robin`.
     pub router_mode: RouterMode,
     /// With kv and approx: how freely dearer workers are chosen, as a share of the prompt by which a worker may be
@@ -130,6 +133,7 @@ impl Default for Config {
             namespace: None,
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
+            etcd: EtcdSettings::default(),
             router_mode: RouterMode::RoundRobin,
             router_temperature: 0.0,
             router_decode_weight: DECODING,

@@ -18,38 +18,32 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use stator_common::card::HandOffProtocol;
-use stator_common::plane::tcp::delta;
-use stator_common::proto::worker::{Delta, FinishReason, GenerateRequest, Leg};
-use stator_common::{Code, WorkerId};
+use stator_common::Code;
+use stator_common::proto::worker::{Delta, GenerateRequest, Leg};
 use stator_router::{Place, Situation};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use super::held::Held;
+use super::prefill::Computed;
 use super::{Fleet, Order};
-use crate::pool::{Ask, Attempt, Booked, DispatchError, Target, Worker};
+use crate::pool::{Ask, Attempt, Booked, DispatchError, Failed, Target};
 
 /// Times that the chain is begun, at most. As for single workers: more failures in a row are not the workers' fault.
 const MAX_ATTEMPTS: usize = 4;
-/// The lease of an engine that does not tell it: vLLM's default (`kv_lease_duration`, 0.32).
-const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+
+/// How long after the lease a decode engine may take to begin an answer whose KV is pushed to it: all of that KV
+/// was on its way by then.
+const PUSHED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Workers that failed a request.
+pub(super) type Failures = SmallVec<[Failed; MAX_ATTEMPTS]>;
 
 /// Workers that failed this request, by leg.
 #[derive(Default)]
-struct Tried {
-    prefill: SmallVec<[WorkerId; MAX_ATTEMPTS]>,
-    decode: SmallVec<[WorkerId; MAX_ATTEMPTS]>,
-}
-
-/// A prompt that is computed.
-struct Computed {
-    held: Held,
-    by: WorkerId,
-    /// What both engines know the hand-off by, where they need that.
-    transfer_id: String,
-    /// What the prefill engine said.
-    delta: Delta,
+pub(super) struct Tried {
+    pub(super) prefill: Failures,
+    decode: Failures,
 }
 
 /// Why one run through the chain failed.
@@ -73,10 +67,11 @@ impl Fleet {
     /// be.
     pub(super) async fn hand_off(&self, order: &Order) -> Result<Attempt, DispatchError> {
         let mut tried = Tried::default();
+        let follows = order.siblings.follows();
         let mut computed = None;
         let mut last: Option<DispatchError> = None;
         for attempt in 1.. {
-            let Some(chosen) = self.choose(order, &mut tried) else {
+            let Some(chosen) = self.choose(order, &mut tried, follows) else {
                 // The failure of a worker that was there says more than the absence of others.
                 return Err(last.unwrap_or_else(|| no_pair(order)));
             };
@@ -104,28 +99,40 @@ impl Fleet {
         (decode, prefill): (Booked, Booked),
         computed: Option<Computed>,
     ) -> Result<Attempt, Broken> {
-        let place = self.place(&decode, &prefill);
+        // All choices go the same way: it is one prompt.
+        let place = order.siblings.place(|| self.place(&decode, &prefill));
         if place.is_local() {
             debug!(request = order.request.request_id, %place, "hand-off decided");
             // What was booked for a hand-off goes before the same decode workers are asked again.
             drop((decode, prefill));
             return Ok(self.locally(order, tried).await?);
         }
-        let computed = match computed.filter(|computed| computed.held.is_fresh()) {
-            Some(computed) => computed,
-            None => self.compute(order, tried, prefill, &decode).await?,
+        let computed = match computed {
+            Some(computed) if computed.held.is_fresh() => computed,
+            over => {
+                if let Some(over) = over {
+                    self.expired(order, &over);
+                }
+                self.compute(order, tried, prefill, &decode).await?
+            }
         };
         if !computed.held.is_fresh() {
-            self.metrics.handoff.expired.increment(1);
-            warn!(request = order.request.request_id, worker = %computed.by, "the lease was over before the decode leg");
+            self.expired(order, &computed);
             let message = "the prefill engine's lease was over before anybody could fetch";
             return Err(DispatchError::new(Code::HandoffFailed, message).into());
         }
         self.continue_at(order, tried, decode, computed).await
     }
 
+    fn expired(&self, order: &Order, computed: &Computed) {
+        self.metrics.handoff.expired.increment(1);
+        warn!(request = order.request.request_id, worker = %computed.by, "the lease was over before the decode leg");
+    }
+
     /// Chooses a decode worker and a prefill worker that can work together.
-    fn choose(&self, order: &Order, tried: &mut Tried) -> Option<(Booked, Booked)> {
+    ///
+    /// - `follows`: another choice of the prompt has begun, and this one will find it in the cache.
+    fn choose(&self, order: &Order, tried: &mut Tried, follows: bool) -> Option<(Booked, Booked)> {
         let request = &*order.request;
         // A rank that the client named is one of the engine that answers.
         let prompt = GenerateRequest {
@@ -133,7 +140,7 @@ impl Fleet {
             prompt_tokens: request.prompt_tokens.clone(),
             ..GenerateRequest::default()
         };
-        let mut alone: SmallVec<[WorkerId; MAX_ATTEMPTS]> = tried.decode.clone();
+        let mut alone: Failures = tried.decode.clone();
         loop {
             let ask = Ask {
                 prefilled: true,
@@ -152,17 +159,18 @@ impl Fleet {
                 None => return None,
             };
             let partner = Some(&**decode.worker());
-            let found = |tried: &[WorkerId]| {
+            let found = |tried: &[Failed]| {
                 let ask = Ask {
                     partner,
                     tried,
+                    cached: follows,
                     ..order.ask_prefill(&prompt)
                 };
                 self.prefill.choose(&ask)
             };
             match found(&tried.prefill).or_else(|| found(&[])) {
                 Some(prefill) => return Some((decode, prefill)),
-                None => alone.push(decode.worker().id().clone()),
+                None => alone.push(Failed::worker(decode.worker().id().clone())),
             }
         }
     }
@@ -198,8 +206,8 @@ impl Fleet {
             ..order.ask(&request)
         });
         let booked = booked.ok_or_else(nobody)?;
-        let (worker, work) = (
-            booked.worker().clone(),
+        let (target, work) = (
+            booked.target().clone(),
             booked.target().ledger.load().prefill_tokens,
         );
         let since = Instant::now();
@@ -210,120 +218,10 @@ impl Fleet {
                 Ok(attempt)
             }
             Err(error) => {
-                failed(&worker, &error, &mut tried.decode);
+                failed(&target, &error, &mut tried.decode);
                 Err(error)
             }
         }
-    }
-
-    /// Lets a prefill worker compute the prompt, after the first of its choices.
-    async fn compute(
-        &self,
-        order: &Order,
-        tried: &mut Tried,
-        prefill: Booked,
-        decode: &Booked,
-    ) -> Result<Computed, DispatchError> {
-        let request = GenerateRequest {
-            deadline_ms: order.time_left(),
-            dp_rank: None,
-            leg: Leg::Prefill.into(),
-            ..GenerateRequest::clone(&order.request)
-        };
-        // For the first choice; a later one goes where the prompt is cached, if that worker still takes it.
-        let chosen = parking_lot::Mutex::new(Some(prefill));
-        let failures = parking_lot::Mutex::new(&mut tried.prefill);
-        let compute = |cached_at: Option<WorkerId>| {
-            let booked = chosen.lock().take();
-            let (request, failures) = (&request, &failures);
-            async move {
-                let moved = cached_at
-                    .filter(|at| {
-                        booked
-                            .as_ref()
-                            .is_none_or(|booked| booked.worker().id() != at)
-                    })
-                    .and_then(|at| {
-                        self.prefill.choose(&Ask {
-                            preferred: Some(&at),
-                            partner: Some(decode.worker()),
-                            tried: &failures.lock(),
-                            ..order.ask_prefill(request)
-                        })
-                    });
-                let gone =
-                    || DispatchError::new(Code::Unavailable, "no prefill worker is connected");
-                let booked = moved.or(booked).ok_or_else(gone)?;
-                let worker = booked.worker().clone();
-                let computed = self.prefill(order, booked, request).await;
-                if let Err(error) = &computed {
-                    failed(&worker, error, &mut failures.lock());
-                }
-                computed
-            }
-        };
-        let by = |computed: &Computed| computed.by.clone();
-        order.siblings.compute(compute, by).await
-    }
-
-    /// Runs the prefill leg.
-    async fn prefill(
-        &self,
-        order: &Order,
-        booked: Booked,
-        request: &GenerateRequest,
-    ) -> Result<Computed, DispatchError> {
-        let by = booked.worker().id().clone();
-        let work = booked.target().ledger.load().prefill_tokens;
-        let peer = peer(booked.target());
-        let transfer_id = transfer_id(booked.worker());
-        let since = Instant::now();
-        let begun = if transfer_id.is_empty() {
-            booked.begin(request).await
-        } else {
-            let request = GenerateRequest {
-                transfer_id: transfer_id.clone(),
-                ..request.clone()
-            };
-            booked.begin(&request).await
-        };
-        let mut attempt = begun?;
-        let mut delta = Delta::default();
-        while let Some(next) = attempt.next().await {
-            delta::merge(&mut delta, next);
-        }
-        match delta.finish() {
-            FinishReason::Stop | FinishReason::Length => {}
-            _ => {
-                let error = delta.error.take();
-                return Err(match error {
-                    Some(error) => DispatchError::new(error.code().into(), error.message),
-                    None => DispatchError::new(Code::Unavailable, "the prefill was given up"),
-                });
-            }
-        }
-        let answered = std::mem::take(&mut delta.kv_transfer_params);
-        let params = Some(answered).filter(|params| !params.is_empty()).or(peer);
-        let Some(params) = params else {
-            let message = "the prefill worker computed the prompt and handed nothing on";
-            return Err(DispatchError::new(Code::Internal, message));
-        };
-        let took = since.elapsed();
-        self.metrics.handoff.prefill.record(took);
-        self.measured
-            .lock()
-            .prefill
-            .add(work as f64, took.as_secs_f64());
-        debug!(request = order.request.request_id, worker = %by, ?took, "prompt computed");
-        let lease = delta
-            .kv_lease_ms
-            .map_or(DEFAULT_LEASE, Duration::from_millis);
-        Ok(Computed {
-            held: Held::new(params, lease, &self.releaser),
-            by,
-            transfer_id,
-            delta,
-        })
     }
 
     /// Runs the decode leg up to its first token.
@@ -334,7 +232,7 @@ impl Fleet {
         decode: Booked,
         computed: Computed,
     ) -> Result<Attempt, Broken> {
-        let worker = decode.worker().clone();
+        let target = decode.target().clone();
         let fetched = decode.uncached();
         let Computed {
             held,
@@ -342,22 +240,35 @@ impl Fleet {
             transfer_id,
             delta,
         } = computed;
-        let (params, until) = held.take();
-        let request = decode_request(order, params.clone(), transfer_id.clone());
+        let (params, until, releaser) = held.take();
+        let request = decode_request(order, params.clone(), until, transfer_id.clone());
         let since = Instant::now();
-        match decode.begin(&request).await {
+        let begun = decode.begin(&request);
+        let begun = if transfer_id.is_empty() {
+            begun.await
+        } else {
+            // An engine that is pushed to waits for ever where nothing comes (NixlPushConnector, 0.32).
+            let late = |_| {
+                let message = "nothing was pushed to the decode engine while the KV was kept";
+                Err(DispatchError::new(Code::HandoffFailed, message))
+            };
+            timeout_at(until + PUSHED_WITHIN, begun)
+                .await
+                .unwrap_or_else(late)
+        };
+        match begun {
             Ok(attempt) => Ok(self.begun(attempt, delta, fetched, since)),
             Err(error) => {
                 self.metrics.handoff.failed.increment(1);
-                failed(&worker, &error, &mut tried.decode);
+                failed(&target, &error, &mut tried.decode);
                 if error.code == Code::HandoffFailed {
                     // It may be the other side that cannot be reached.
-                    tried.prefill.push(by);
+                    tried.prefill.push(Failed::worker(by));
                     return Err(error.into());
                 }
                 // What no engine has seen is still good for another worker.
                 let computed = (!error.began).then(|| Computed {
-                    held: Held::until(params, until, &self.releaser),
+                    held: Held::until(params, until, releaser),
                     by,
                     transfer_id,
                     delta,
@@ -381,32 +292,23 @@ impl Fleet {
     }
 }
 
-/// Returns the id that both engines of a pair need, where they know a hand-off by one. Else empty.
-fn transfer_id(prefill: &Worker) -> String {
-    let handoff = prefill.card().handoff.as_ref();
-    match handoff.map(|handoff| handoff.protocol) {
-        Some(HandOffProtocol::RouterAllocated) => format!("{:032x}", rand::random::<u128>()),
-        Some(HandOffProtocol::ResponseCarried) | None => String::new(),
-    }
-}
-
-/// Returns how a decode engine finds this prefill engine if the answer does not say it.
-fn peer(prefill: &Target) -> Option<Bytes> {
-    let handoff = prefill.worker.card().handoff.as_ref()?;
-    let peer = handoff.peers.get(prefill.dp_rank.unwrap_or(0) as usize)?;
-    Some(hex::decode(peer).ok()?.into())
-}
-
 /// Notes that a worker failed.
-fn failed(worker: &Worker, error: &DispatchError, tried: &mut SmallVec<[WorkerId; MAX_ATTEMPTS]>) {
-    worker.failed(error.code);
+pub(super) fn failed(target: &Target, error: &DispatchError, tried: &mut Failures) {
+    let failed = target.failed(error.code);
     if error.code.is_retryable() {
-        tried.push(worker.id().clone());
+        tried.push(failed);
     }
 }
 
-fn decode_request(order: &Order, params: Bytes, transfer_id: String) -> GenerateRequest {
+fn decode_request(
+    order: &Order,
+    params: Bytes,
+    until: Instant,
+    transfer_id: String,
+) -> GenerateRequest {
+    let lease = until.saturating_duration_since(Instant::now());
     let mut request = GenerateRequest {
+        kv_lease_ms: u64::try_from(lease.as_millis()).ok(),
         deadline_ms: order.time_left(),
         kv_transfer_params: params,
         leg: Leg::Decode.into(),

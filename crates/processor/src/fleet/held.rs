@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use stator_common::WorkerId;
+use stator_common::card::HandOffProtocol;
 use stator_common::proto::worker::{FinishReason, GenerateRequest, Leg, Sampling};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::metrics::HandOffMetrics;
-use crate::pool::{Ask, Pool};
+use crate::pool::{Ask, Failed, Pool};
 
 /// Decode workers that are asked to give KV back, at most, before its lease is left to end it.
 const RELEASE_ATTEMPTS: usize = 3;
@@ -32,17 +32,17 @@ pub(super) struct Held {
 
 impl Held {
     /// - `lease`: from now on.
-    pub(super) fn new(params: Bytes, lease: Duration, releaser: &Releaser) -> Self {
+    pub(super) fn new(params: Bytes, lease: Duration, releaser: Releaser) -> Self {
         let until = Instant::now() + lease.saturating_sub(WAY.min(lease / 4));
         Self::until(params, until, releaser)
     }
 
     /// - `until`: when it must not be fetched any more.
-    pub(super) fn until(params: Bytes, until: Instant, releaser: &Releaser) -> Self {
+    pub(super) fn until(params: Bytes, until: Instant, releaser: Releaser) -> Self {
         Self {
             params: Some(params),
             until,
-            releaser: releaser.clone(),
+            releaser,
         }
     }
 
@@ -51,10 +51,11 @@ impl Held {
         Instant::now() < self.until
     }
 
-    /// Returns the parameters, and when they must not be used any more. From here on a decode worker answers
-    /// for the KV.
-    pub(super) fn take(mut self) -> (Bytes, Instant) {
-        (self.params.take().unwrap_or_default(), self.until)
+    /// Returns the parameters, when they must not be used any more, and what can give the KV back. From here on
+    /// a decode worker answers for it.
+    pub(super) fn take(mut self) -> (Bytes, Instant, Releaser) {
+        let params = self.params.take().unwrap_or_default();
+        (params, self.until, self.releaser.clone())
     }
 }
 
@@ -72,13 +73,26 @@ impl Drop for Held {
 /// Gives KV back.
 #[derive(Clone)]
 pub(super) struct Releaser {
-    decode: Arc<Pool>,
+    /// Absent where no decode engine can say that it will not fetch.
+    decode: Option<Arc<Pool>>,
     metrics: HandOffMetrics,
 }
 
 impl Releaser {
-    pub(super) fn new(decode: Arc<Pool>, metrics: HandOffMetrics) -> Self {
-        Self { decode, metrics }
+    /// - `decode`: the workers that can be asked.
+    pub(super) fn new(
+        decode: &Arc<Pool>,
+        protocol: HandOffProtocol,
+        metrics: &HandOffMetrics,
+    ) -> Self {
+        Self {
+            decode: match protocol {
+                HandOffProtocol::ResponseCarried => Some(Arc::clone(decode)),
+                // An engine that pushes hears only of fetches (NixlPushConnector, 0.32).
+                HandOffProtocol::RouterAllocated => None,
+            },
+            metrics: metrics.clone(),
+        }
     }
 
     /// Gives back what `params` stand for, in a task of its own.
@@ -86,47 +100,52 @@ impl Releaser {
         if params.is_empty() {
             return;
         }
+        let Some(decode) = self.decode.clone() else {
+            self.metrics.abandoned.increment(1);
+            return;
+        };
         // Absent only while the process ends.
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let this = self.clone();
-        runtime.spawn(async move { this.ask(params).await });
+        let metrics = self.metrics.clone();
+        runtime.spawn(ask(decode, metrics, params));
     }
+}
 
-    async fn ask(self, params: Bytes) {
-        let request = GenerateRequest {
-            request_id: "release".to_owned(),
-            // Engines take no request without a prompt.
-            prompt_tokens: Bytes::from_static(&[0; 4]),
-            sampling: Some(Sampling {
-                max_tokens: 1,
-                ..Sampling::default()
-            }),
-            kv_transfer_params: params,
-            leg: Leg::Release.into(),
-            ..GenerateRequest::default()
+/// Gives back what `params` stand for, through one of the decode workers.
+async fn ask(decode: Arc<Pool>, metrics: HandOffMetrics, params: Bytes) {
+    let request = GenerateRequest {
+        request_id: "release".to_owned(),
+        // Engines take no request without a prompt.
+        prompt_tokens: Bytes::from_static(&[0; 4]),
+        sampling: Some(Sampling {
+            max_tokens: 1,
+            ..Sampling::default()
+        }),
+        kv_transfer_params: params,
+        leg: Leg::Release.into(),
+        ..GenerateRequest::default()
+    };
+    let mut tried: Vec<Failed> = Vec::new();
+    while tried.len() < RELEASE_ATTEMPTS {
+        let Some(booked) = decode.choose(&Ask::new(&request, &tried)) else {
+            break;
         };
-        let mut tried: Vec<WorkerId> = Vec::new();
-        while tried.len() < RELEASE_ATTEMPTS {
-            let Some(booked) = self.decode.choose(&Ask::new(&request, &tried)) else {
-                break;
-            };
-            let worker = booked.worker().id().clone();
-            let answer = match booked.send(&request) {
-                Ok(mut attempt) => attempt.next().await,
-                Err(_) => None,
-            };
-            if answer.is_some_and(|delta| delta.finish() == FinishReason::Abort) {
-                debug!(%worker, "gave KV back");
-                self.metrics.released.increment(1);
-                return;
-            }
-            tried.push(worker);
+        let worker = booked.worker().id().clone();
+        let answer = match booked.send(&request) {
+            Ok(mut attempt) => attempt.next().await,
+            Err(_) => None,
+        };
+        if answer.is_some_and(|delta| delta.finish() == FinishReason::Abort) {
+            debug!(%worker, "gave KV back");
+            metrics.released.increment(1);
+            return;
         }
-        warn!(
-            "no decode worker could give KV back: its prefill engine keeps it until the lease is over"
-        );
-        self.metrics.abandoned.increment(1);
+        tried.push(Failed::worker(worker));
     }
+    warn!(
+        "no decode worker could give KV back: its prefill engine keeps it until the lease is over"
+    );
+    metrics.abandoned.increment(1);
 }

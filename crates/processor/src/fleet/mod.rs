@@ -9,12 +9,13 @@
 mod explain;
 mod handoff;
 mod held;
+mod prefill;
 mod siblings;
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use stator_common::card::Role;
+use stator_common::card::{HandOffProtocol, Role};
 use stator_common::plane::tcp::Unclaimed;
 use stator_common::proto::worker::GenerateRequest;
 use stator_common::{Code, WorkerId};
@@ -55,7 +56,6 @@ pub struct Fleet {
     agg: Pool,
     prefill: Pool,
     decode: Arc<Pool>,
-    releaser: Releaser,
     conditional: Conditional,
     measured: Mutex<Measured>,
     /// What is known of the workers' caches, where routing looks at that.
@@ -83,7 +83,6 @@ impl Fleet {
         Self {
             agg: pool(Stage::Whole),
             prefill: pool(Stage::Prefill),
-            releaser: Releaser::new(Arc::clone(&decode), metrics.handoff.clone()),
             decode,
             conditional,
             measured: Mutex::default(),
@@ -160,10 +159,14 @@ impl Fleet {
             .map_err(late)?
     }
 
-    /// Returns what takes deltas with KV parameters that nobody reads.
-    pub(crate) fn unclaimed(&self) -> Unclaimed {
-        let releaser = self.releaser.clone();
+    /// Returns what takes deltas with KV parameters that nobody reads, from workers of a protocol.
+    pub(crate) fn unclaimed(&self, protocol: HandOffProtocol) -> Unclaimed {
+        let releaser = self.releaser(protocol);
         Arc::new(move |delta| releaser.release(delta.kv_transfer_params))
+    }
+
+    fn releaser(&self, protocol: HandOffProtocol) -> Releaser {
+        Releaser::new(&self.decode, protocol, &self.metrics.handoff)
     }
 
     async fn dispatch_any(&self, order: &Order) -> Result<Attempt, DispatchError> {
@@ -173,6 +176,10 @@ impl Fleet {
             Err(error) if error.code.is_retryable() => match self.way() {
                 // The workers of the one way left meanwhile, and those of the other are there.
                 Ok(now) if now != way => self.dispatch_by(now, order).await,
+                // Prefill and decode workers that do not get on with each other, beside others that could.
+                Ok(Way::Disaggregated) if self.agg.is_available() => {
+                    self.dispatch_by(Way::Aggregated, order).await
+                }
                 Ok(_) | Err(_) => Err(error),
             },
             done => done,

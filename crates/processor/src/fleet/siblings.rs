@@ -5,7 +5,11 @@
 
 use std::future::Future;
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use stator_common::WorkerId;
+use stator_router::Place;
 use tokio::sync::OnceCell;
 
 use crate::pool::DispatchError;
@@ -15,9 +19,23 @@ use crate::pool::DispatchError;
 pub(crate) struct Siblings {
     /// The worker that has computed the prompt.
     computed_by: OnceCell<WorkerId>,
+    /// Whether one of them is under way.
+    begun: AtomicBool,
+    /// Who computes the prompt: decided once.
+    place: OnceLock<Place>,
 }
 
 impl Siblings {
+    /// Says whether the caller comes after another choice, whose work on the prompt it will find done.
+    pub(super) fn follows(&self) -> bool {
+        self.begun.swap(true, Ordering::Relaxed)
+    }
+
+    /// Returns who computes the prompt, as the first choice decided.
+    pub(super) fn place(&self, decide: impl FnOnce() -> Place) -> Place {
+        *self.place.get_or_init(decide)
+    }
+
     /// Computes the prompt as the first of its choices, or else after the first: then `compute` is told where
     /// the prompt is cached.
     ///

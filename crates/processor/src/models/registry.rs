@@ -341,10 +341,12 @@ fn unused(group: &Group, reason: &str) -> impl Iterator<Item = Unused> {
 /// Connects to a worker and adds it to a fleet.
 fn join(fleet: &Fleet, card: Arc<Card>, config: &Config, following: &Following) -> Arc<Worker> {
     let token = config.plane_token.as_ref();
+    let handoff = card.handoff.as_ref();
+    let protocol = handoff.map(|handoff| handoff.protocol).unwrap_or_default();
     let client = ClientConfig {
         worker: Some(card.worker.clone()),
         token: token.map(|token| token.reveal().to_owned()),
-        unclaimed: fleet.unclaimed(),
+        unclaimed: fleet.unclaimed(protocol),
         ..ClientConfig::default()
     };
     let client = Client::connect(&card.address, client);

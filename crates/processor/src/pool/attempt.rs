@@ -44,7 +44,7 @@ impl Booked {
         &self.target.worker
     }
 
-    pub(crate) fn target(&self) -> &Target {
+    pub(crate) fn target(&self) -> &Arc<Target> {
         &self.target
     }
 
@@ -96,7 +96,7 @@ impl Booked {
                 Err(DispatchError::new(Code::Unavailable, ABORTED))
             }
             Some(delta) => {
-                attempt.target.worker.answered();
+                attempt.target.answered();
                 attempt.first = Some(delta);
                 Ok(attempt)
             }
@@ -117,8 +117,7 @@ fn refusal(delta: Delta) -> DispatchError {
                 code,
                 field: (!error.field.is_empty()).then(|| error.field.clone()),
                 message: error.message,
-                // A worker that takes nothing new says so before it asks its engine.
-                began: code != Code::Draining,
+                began: !error.untouched,
             }
         }
         None => DispatchError::new(Code::Internal, "the worker failed without a reason"),
@@ -186,7 +185,7 @@ impl Attempt {
         }
         self.booking = None;
         if let Some(error) = &delta.error {
-            self.target.worker.failed(
+            self.target.failed(
                 worker::Code::try_from(error.code)
                     .unwrap_or_default()
                     .into(),
@@ -205,6 +204,7 @@ mod tests {
             code: worker::Code::InvalidRequest.into(),
             message: "too many".to_owned(),
             field: "logprobs".to_owned(),
+            ..Default::default()
         };
         let error = refusal(Delta {
             error: Some(error),

@@ -11,7 +11,7 @@ use stator_router::{
 };
 use tracing::debug;
 
-use super::{Availability, Booked, Pool, Route, Target, Worker};
+use super::{Availability, Booked, Failed, Pool, Route, Target, Worker};
 
 /// What a target is asked for.
 #[derive(Clone, Copy)]
@@ -23,19 +23,21 @@ pub(crate) struct Ask<'a> {
     pub(crate) route: Option<&'a Route>,
     /// The only worker that may have it.
     pub(crate) pinned: Option<&'a WorkerId>,
-    /// Workers that had it and failed.
-    pub(crate) tried: &'a [WorkerId],
+    /// Those that had it and failed.
+    pub(crate) tried: &'a [Failed],
     /// The one that gets it if it can.
     pub(crate) preferred: Option<&'a WorkerId>,
     /// The worker at the other end of the hand-off.
     pub(crate) partner: Option<&'a Worker>,
     /// Whether the prompt is computed elsewhere.
     pub(crate) prefilled: bool,
+    /// Whether all of the prompt will be in the cache by then, whatever is known of it.
+    pub(crate) cached: bool,
 }
 
 impl<'a> Ask<'a> {
     /// Asks for all of a request.
-    pub(crate) fn new(request: &'a GenerateRequest, tried: &'a [WorkerId]) -> Self {
+    pub(crate) fn new(request: &'a GenerateRequest, tried: &'a [Failed]) -> Self {
         Self {
             request,
             blocks: &[],
@@ -45,6 +47,7 @@ impl<'a> Ask<'a> {
             preferred: None,
             partner: None,
             prefilled: false,
+            cached: false,
         }
     }
 
@@ -55,7 +58,7 @@ impl<'a> Ask<'a> {
 
     fn takes(&self, target: &Target) -> bool {
         let asked = self.request.dp_rank;
-        !self.tried.contains(target.worker.id())
+        !self.tried.iter().any(|failed| failed.covers(target))
             && self
                 .pinned
                 .is_none_or(|pinned| target.worker.id() == pinned)
@@ -137,7 +140,11 @@ impl Pool {
         }
         let share = Share {
             prompt: ask.tokens() as u64,
-            cached: candidates[index].cached.device,
+            cached: if ask.cached {
+                ask.tokens() as u64
+            } else {
+                candidates[index].cached.device
+            },
             prefilled: ask.prefilled,
         };
         // Booked before the router is let go of, so that the next decision sees it.
@@ -251,7 +258,7 @@ fn open<'a>(targets: &'a [Arc<Target>], ask: &Ask<'_>) -> Open<'a> {
     let of = |wanted: Availability| -> Open<'a> {
         let open = targets
             .iter()
-            .filter(|target| target.worker.availability() == wanted);
+            .filter(|target| target.availability() == wanted);
         open.filter(|target| ask.takes(target)).collect()
     };
     let mut open = of(Availability::Open);

@@ -31,6 +31,7 @@ pub(crate) use choose::{Ask, Considered};
 pub(crate) use policy::Stage;
 pub use policy::{RouterMode, Routing};
 pub(crate) use route::Route;
+pub(crate) use worker::Failed;
 pub use worker::{Availability, Target, Worker};
 
 /// Workers that one request is sent to at most. Failures come in groups (a rolling restart drains
@@ -135,7 +136,7 @@ impl Pool {
         self.targets
             .load()
             .iter()
-            .any(|target| target.worker.availability() != Availability::Absent)
+            .any(|target| target.availability() != Availability::Absent)
     }
 
     /// Sends a request to a worker and waits for its first delta, on another worker if need be.
@@ -146,7 +147,7 @@ impl Pool {
     /// [`DispatchError`]: the request is at fault, or nobody could take it.
     pub(crate) async fn dispatch(&self, ask: Ask<'_>) -> Result<Attempt, DispatchError> {
         let request = ask.request;
-        let mut tried: SmallVec<[WorkerId; MAX_ATTEMPTS]> = SmallVec::new();
+        let mut tried: SmallVec<[Failed; MAX_ATTEMPTS]> = SmallVec::new();
         let mut last: Option<DispatchError> = None;
         loop {
             let ask = Ask {
@@ -157,7 +158,7 @@ impl Pool {
                 // The failure of a worker that was there says more than the absence of others.
                 return Err(last.unwrap_or_else(|| nobody(ask.pinned)));
             };
-            let worker = attempt.worker().clone();
+            let target = attempt.target().clone();
             let error = match attempt.begin(request).await {
                 Ok(attempt) => return Ok(attempt),
                 Err(error) => error,
@@ -165,9 +166,8 @@ impl Pool {
             if !error.code.is_retryable() {
                 return Err(error);
             }
-            worker.failed(error.code);
-            debug!(worker = %worker.id(), request = request.request_id, %error, "attempt failed before its first token");
-            tried.push(worker.id().clone());
+            debug!(worker = %target.worker.id(), request = request.request_id, %error, "attempt failed before its first token");
+            tried.push(target.failed(error.code));
             if tried.len() == MAX_ATTEMPTS {
                 return Err(error);
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use stator_common::card::Card;
+use stator_common::card::{Card, HandOffProtocol};
 use stator_common::events::ViewId;
 use stator_common::plane::tcp::{Client, State};
 use stator_common::proto::worker::Load;
@@ -93,6 +93,12 @@ impl Worker {
         self.decisions.load(Ordering::Relaxed)
     }
 
+    /// Returns how its engine and another know a hand-off.
+    pub(crate) fn protocol(&self) -> HandOffProtocol {
+        let handoff = self.card.handoff.as_ref();
+        handoff.map(|handoff| handoff.protocol).unwrap_or_default()
+    }
+
     /// Says whether KV can go from one of the two to the other: both ends must be the same build of the same
     /// model (vLLM compares them before it moves anything), and speak of it in the same way.
     pub(crate) fn fits(&self, other: &Self) -> bool {
@@ -111,49 +117,86 @@ impl Worker {
         if !self.is_ready() {
             return Availability::Absent;
         }
-        match self.inhibition.lock().until {
-            Some(until) if Instant::now() < until => Availability::Inhibited,
-            _ => Availability::Open,
+        if self.inhibition.lock().is_on() {
+            Availability::Inhibited
+        } else {
+            Availability::Open
         }
     }
 
     pub(crate) fn chosen(&self) {
         self.decisions.fetch_add(1, Ordering::Relaxed);
     }
+}
 
-    /// Avoids the worker for a while, where the failure says something about the worker.
-    pub(crate) fn failed(&self, code: Code) {
-        match code {
-            // Its queue is full for this moment: the next request may find room, and the load that is
-            // booked and reported keeps it from being chosen too often.
-            Code::Overloaded => {}
-            Code::Unavailable | Code::Draining | Code::EngineDead | Code::Disconnected => {
-                let mut inhibition = self.inhibition.lock();
-                let pause = INHIBIT_FIRST
-                    .saturating_mul(1 << inhibition.failures.min(8))
-                    .min(INHIBIT_MOST);
-                inhibition.failures += 1;
-                inhibition.until = Some(Instant::now() + pause);
-            }
-            Code::InvalidRequest
-            | Code::NotFound
-            | Code::TooLarge
-            | Code::Cancelled
-            | Code::DeadlineExceeded
-            | Code::Incompatible
-            | Code::Unauthenticated
-            | Code::Internal
-            // Which side is at fault is not known.
-            | Code::HandoffFailed => {}
+impl Inhibition {
+    fn is_on(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn failed(&mut self) {
+        let pause = INHIBIT_FIRST.saturating_mul(1 << self.failures.min(8));
+        self.failures += 1;
+        self.until = Some(Instant::now() + pause.min(INHIBIT_MOST));
+    }
+
+    /// Forgets earlier failures.
+    fn answered(&mut self) {
+        if self.failures != 0 {
+            *self = Self::default();
+        }
+    }
+}
+
+/// Whom a failure says something about.
+enum Blame {
+    Nobody,
+    /// One engine of the worker; the others may be well.
+    Engine,
+    Worker,
+}
+
+fn blame(code: Code) -> Blame {
+    match code {
+        Code::Unavailable | Code::EngineDead => Blame::Engine,
+        Code::Draining | Code::Disconnected => Blame::Worker,
+        // Its queue is full for this moment: the next request may find room, and the load that is
+        // booked and reported keeps it from being chosen too often.
+        Code::Overloaded
+        | Code::InvalidRequest
+        | Code::NotFound
+        | Code::TooLarge
+        | Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Incompatible
+        | Code::Unauthenticated
+        | Code::Internal
+        // Which side is at fault is not known.
+        | Code::HandoffFailed => Blame::Nobody,
+    }
+}
+
+/// A worker, or one rank of it, that had a request and failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failed {
+    worker: WorkerId,
+    /// Absent: all of it.
+    dp_rank: Option<u32>,
+}
+
+impl Failed {
+    /// Returns all of a worker.
+    pub(crate) fn worker(id: WorkerId) -> Self {
+        Self {
+            worker: id,
+            dp_rank: None,
         }
     }
 
-    /// Forgets earlier failures: it answered.
-    pub(crate) fn answered(&self) {
-        let mut inhibition = self.inhibition.lock();
-        if inhibition.failures != 0 {
-            *inhibition = Inhibition::default();
-        }
+    /// Says whether a target is it, or part of it.
+    pub(crate) fn covers(&self, target: &Target) -> bool {
+        self.worker == *target.worker.id()
+            && (self.dp_rank.is_none() || self.dp_rank == target.dp_rank)
     }
 }
 
@@ -167,6 +210,8 @@ pub struct Target {
     pub ledger: Ledger,
     /// How much it runs at once.
     pub(crate) room: Room,
+    /// Of this rank alone.
+    inhibition: Mutex<Inhibition>,
     /// What is known of its cache, where that is looked at.
     entry: Option<Entry>,
 }
@@ -195,9 +240,42 @@ impl Target {
                 dp_rank: (ranks > 1).then_some(rank),
                 ledger: Ledger::default(),
                 room,
+                inhibition: Mutex::default(),
                 entry: knowledge.map(|knowledge| Entry::new(knowledge, view, blocks)),
             }
         })
+    }
+
+    /// Says whether it may get a request now.
+    pub fn availability(&self) -> Availability {
+        match self.worker.availability() {
+            Availability::Open if self.inhibition.lock().is_on() => Availability::Inhibited,
+            of_worker => of_worker,
+        }
+    }
+
+    /// Avoids it for a while, where the failure says something about it; returns who is to be avoided by a
+    /// request that saw the failure.
+    pub(crate) fn failed(&self, code: Code) -> Failed {
+        let of_rank = match blame(code) {
+            Blame::Engine => self.dp_rank,
+            Blame::Worker | Blame::Nobody => None,
+        };
+        match (blame(code), of_rank) {
+            (Blame::Nobody, _) => {}
+            (_, Some(_)) => self.inhibition.lock().failed(),
+            (_, None) => self.worker.inhibition.lock().failed(),
+        }
+        Failed {
+            worker: self.worker.id().clone(),
+            dp_rank: of_rank,
+        }
+    }
+
+    /// Forgets earlier failures: it answered.
+    pub(crate) fn answered(&self) {
+        self.inhibition.lock().answered();
+        self.worker.inhibition.lock().answered();
     }
 
     /// Returns what is known of its cache, where that is looked at.

@@ -24,11 +24,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use futures::future::OptionFuture;
-use stator_common::discovery::{Discovery, file, mem};
+use stator_common::discovery::etcd::EtcdConfigError;
+use stator_common::discovery::{self, Discovery};
 use stator_common::drain::Drain;
+use tracing::info;
 
 use crate::App;
-use crate::config::{Config, DiscoveryBackend};
+use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::models::{Models, Registry};
 
@@ -64,17 +66,14 @@ pub enum BindError {
 }
 
 /// Opens the configured discovery.
-pub fn discovery(config: &Config) -> Arc<dyn Discovery> {
-    match config.discovery_backend {
-        DiscoveryBackend::File => {
-            let root = config
-                .discovery_path
-                .clone()
-                .unwrap_or_else(file::Files::default_root);
-            Arc::new(file::Files::new(root))
-        }
-        DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
-    }
+///
+/// # Errors
+/// [`EtcdConfigError`].
+pub fn discovery(config: &Config) -> Result<Arc<dyn Discovery>, EtcdConfigError> {
+    let path = config.discovery_path.as_deref();
+    let discovery = discovery::open(config.discovery_backend, path, &config.etcd)?;
+    info!(place = discovery.name(), "looking for workers");
+    Ok(discovery)
 }
 
 /// A processor whose port is taken and that serves nobody yet.

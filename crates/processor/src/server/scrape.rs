@@ -33,7 +33,7 @@ const WORKER_SERIES: &[(&str, &str, &str, Read)] = &[
         "Whether the worker can take requests",
         |target| {
             Some(f64::from(u8::from(
-                target.worker.availability() == Availability::Open,
+                target.availability() == Availability::Open,
             )))
         },
     ),

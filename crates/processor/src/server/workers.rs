@@ -54,7 +54,7 @@ fn describe(target: &Target) -> Value {
         "block_size": card.model.block_size,
         "max_num_seqs": card.model.max_num_seqs,
         "connection": connection(worker.state()),
-        "availability": match worker.availability() {
+        "availability": match target.availability() {
             Availability::Open => "open",
             Availability::Inhibited => "inhibited",
             Availability::Absent => "absent",

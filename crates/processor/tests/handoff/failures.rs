@@ -2,14 +2,14 @@
 //! typed error.
 
 use serde_json::json;
-use stator_common::Code;
 use stator_common::card::Role;
 use stator_common::plane::tcp::delta::failed;
 use stator_common::proto::worker::{Delta, FinishReason, Leg};
+use stator_common::{Card, Code};
 use stator_processor::config::Config;
 use stator_testkit::http::{open, post, send};
 
-use crate::stage::{COMPLETIONS, Stage, answer, handed};
+use crate::stage::{COMPLETIONS, Stage, answer, handed, refused};
 
 #[tokio::test]
 async fn one_half_alone_serves_nobody_and_says_which_is_missing() {
@@ -101,12 +101,64 @@ async fn a_decode_worker_that_takes_nothing_new_leaves_the_kv_to_another() {
         attempt = d0.attempt() => (attempt, 0),
         attempt = d1.attempt() => (attempt, 1),
     };
-    attempt.send(failed(0, Code::Draining, "going"));
+    attempt.send(refused(Code::Draining));
     let second = decodes[1 - at].attempt().await;
     assert_eq!(second.request.kv_transfer_params, "kv-1");
     answer(&second, "yes");
     assert_eq!(asked.await.unwrap().status, 200);
     assert!(prefill.is_idle(), "computed twice");
+}
+
+#[tokio::test]
+async fn a_rank_without_an_engine_leaves_the_kv_to_the_others_of_its_worker() {
+    let mut stage = Stage::new(Config::default()).await;
+    let mut prefill = stage.add("p0", Role::Prefill).await;
+    let ranks = |card: &mut Card| card.model.dp_size = 3;
+    let mut decode = stage.add_ranks("d0", Role::Decode, 3, ranks).await;
+    let asked = stage.ask_shortly();
+    prefill.hand_on("kv-1").await;
+    let first = decode.attempt().await;
+    first.send(refused(Code::Unavailable));
+    let second = decode.attempt().await;
+    assert_ne!(first.request.dp_rank, second.request.dp_rank);
+    assert_eq!(second.request.kv_transfer_params, "kv-1");
+    answer(&second, "yes");
+    assert_eq!(asked.await.unwrap().status, 200);
+    assert!(prefill.is_idle(), "computed twice");
+
+    // It is avoided for a while; the others are not.
+    for _ in 0..2 {
+        let asked = stage.ask_shortly();
+        prefill.hand_on("kv").await;
+        let attempt = decode.attempt().await;
+        assert_ne!(attempt.request.dp_rank, first.request.dp_rank);
+        answer(&attempt, "yes");
+        assert_eq!(asked.await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_decode_worker_is_told_until_when_it_may_fetch() {
+    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+    let asked = stage.ask_shortly();
+    assert_eq!(prefill.hand_on("kv").await.request.kv_lease_ms, None);
+    let attempt = decode.attempt().await;
+    let lease = attempt.request.kv_lease_ms.unwrap();
+    assert!((20_000..30_000).contains(&lease), "{lease}");
+    answer(&attempt, "yes");
+    assert_eq!(asked.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn workers_that_do_not_fit_each_other_leave_requests_to_those_that_do_all() {
+    let mut stage = Stage::new(Config::default()).await;
+    let _prefill = stage.add("p0", Role::Prefill).await;
+    let other = |card: &mut Card| card.handoff.as_mut().unwrap().connector = "Other".to_owned();
+    let _decode = stage.add_with("d0", Role::Decode, other).await;
+    let mut agg = stage.add("a0", Role::Agg).await;
+    let asked = stage.ask_shortly();
+    answer(&agg.attempt().await, "yes");
+    assert_eq!(asked.await.unwrap().status, 200);
 }
 
 #[tokio::test]

@@ -3,10 +3,10 @@
 use stator_common::Code;
 use stator_common::card::{HandOffProtocol, Role};
 use stator_common::plane::tcp::delta::failed;
-use stator_common::proto::worker::{FinishReason, Leg};
+use stator_common::proto::worker::{Delta, FinishReason, Leg};
 use stator_processor::config::Config;
 
-use crate::stage::{Played, Stage, answer};
+use crate::stage::{Played, Stage, answer, handed};
 
 async fn pushing() -> (Stage, Played, Played) {
     let mut stage = Stage::new(Config::default()).await;
@@ -62,4 +62,36 @@ async fn an_id_is_not_used_again() {
     assert_ne!(again.request.transfer_id, first.request.transfer_id);
     answer(&decode.attempt().await, "yes");
     assert_eq!(asked.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn kv_that_would_be_pushed_is_left_to_its_lease_when_the_client_leaves() {
+    let (stage, mut prefill, mut decode) = pushing().await;
+    let asked = stage.ask_shortly();
+    let attempt = prefill.attempt().await;
+    asked.abort();
+    prefill.cancelled().await;
+    attempt.send(handed("kv-crossed"));
+    while stage.handoffs("abandoned").await == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(decode.is_idle(), "a decode engine cannot give it back");
+}
+
+#[tokio::test]
+async fn a_decode_engine_that_is_never_pushed_to_is_given_up() {
+    let (stage, mut prefill, mut decode) = pushing().await;
+    let asked = stage.ask_shortly();
+    let attempt = prefill.attempt().await;
+    attempt.send(Delta {
+        kv_lease_ms: Some(100),
+        ..handed("kv-1")
+    });
+    let waits = decode.attempt().await;
+    // Nothing comes.
+    assert_eq!(decode.cancelled().await, waits.stream);
+    prefill.hand_on("kv-2").await;
+    answer(&decode.attempt().await, "yes");
+    assert_eq!(asked.await.unwrap().status, 200);
+    assert_eq!(stage.handoffs("failed").await, 1);
 }

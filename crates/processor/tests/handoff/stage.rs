@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use stator_common::Code;
 use stator_common::card::{HandOff, HandOffProtocol, Role};
+use stator_common::plane::tcp::delta::failed;
 use stator_common::proto::worker::{Delta, FinishReason};
 use stator_processor::config::Config;
 use stator_testkit::http::{Answered, post, send};
@@ -73,6 +75,17 @@ impl Stage {
         role: Role,
         change: impl FnOnce(&mut stator_common::Card),
     ) -> Played {
+        self.add_ranks(id, role, 1, change).await
+    }
+
+    /// Adds a worker that `change` gives so many ranks.
+    pub(crate) async fn add_ranks(
+        &mut self,
+        id: &str,
+        role: Role,
+        ranks: usize,
+        change: impl FnOnce(&mut stator_common::Card),
+    ) -> Played {
         let (attempts_to, attempts) = mpsc::unbounded_channel();
         let (cancels_to, cancels) = mpsc::unbounded_channel();
         let script = ToTheTest {
@@ -91,7 +104,7 @@ impl Stage {
             change(card);
         })
         .await;
-        self.open += 1;
+        self.open += ranks;
         until_open(self.addr, self.open).await;
         Played {
             attempts,
@@ -157,6 +170,15 @@ pub(crate) fn handed(params: &'static str) -> Delta {
         kv_lease_ms: Some(30_000),
         ..Delta::default()
     }
+}
+
+/// The answer of a worker that refuses a request before its engine has seen it.
+pub(crate) fn refused(code: Code) -> Delta {
+    let mut delta = failed(0, code, "not now");
+    if let Some(error) = &mut delta.error {
+        error.untouched = true;
+    }
+    delta
 }
 
 /// Answers with a text that is cut off.

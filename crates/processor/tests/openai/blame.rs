@@ -46,6 +46,7 @@ async fn a_constraint_that_the_worker_blames_is_named_as_the_request_names_it() 
             code: stator_common::proto::worker::Code::InvalidRequest.into(),
             message: "it does not compile".to_owned(),
             field: "structured_outputs".to_owned(),
+            ..Default::default()
         };
         attempt.send(Delta {
             error: Some(error),

@@ -86,7 +86,7 @@ pub struct Cli {
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
 
-    /// Prints the configuration that results from file, environment and flags, and ends.
+    /// Prints the configuration that results from file, environment and flags, without secrets, and ends.
     #[arg(long, help_heading = "Configuration")]
     pub print_config: bool,
 

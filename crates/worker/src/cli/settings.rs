@@ -6,7 +6,7 @@ use clap::{ValueEnum, builder::BoolishValueParser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     card::{Endpoint, Role},
-    settings::{DiscoveryBackend, duration},
+    settings::{DiscoveryBackend, EtcdSettings, duration},
 };
 use stator_engine::handoff::ShortName;
 
@@ -96,6 +96,11 @@ pub struct Settings {
     /// Folder of the file discovery [default: stator-UID in the temporary folder].
     #[arg(long, alias = "file-kv", value_name = "DIR", help_heading = "Place")]
     pub discovery_path: Option<PathBuf>,
+
+    /// How etcd is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    pub etcd: EtcdSettings,
 
     /// How requests come [default: tcp].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
@@ -203,6 +208,12 @@ pub struct Settings {
     #[arg(long, alias = "dp-size", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256),
           help_heading = "Engine")]
     pub data_parallel_size: Option<u32>,
+
+    /// Lets those engines share GPUs where there are too few for each to have its own (with vLLM's
+    /// --gpu-memory-utilization): the ones in CUDA_VISIBLE_DEVICES in turn, else the first.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          value_parser = BoolishValueParser::new(), help_heading = "Engine")]
+    pub share_gpus: Option<bool>,
 
     /// Runs a further node of an engine that spans several machines (--nnodes, --node-rank, --master-addr):
     /// vLLM alone, which takes no requests.

@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use stator_common::{card::Role, settings::SecretError};
+use stator_common::{
+    card::{BadEndpoint, Role},
+    settings::SecretError,
+};
 use stator_engine::handoff::{ShortName, TransferError};
 use stator_engine::kv_events;
 
@@ -22,6 +25,8 @@ pub enum ConfigError {
     Environment(clap::Error),
     #[error("{0}")]
     Value(Box<toml::de::Error>),
+    #[error(transparent)]
+    Endpoint(#[from] BadEndpoint),
     #[error("settings cannot be merged: {0}")]
     Merge(Box<toml::ser::Error>),
     #[error("which model? Name a folder or a Hugging Face id as the first argument")]

@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use clap::FromArgMatches;
-use stator_common::{card::Role, settings};
+use stator_common::{
+    card::{Endpoint, Role},
+    settings,
+};
 
 use super::{Config, ConfigError, check};
 use crate::{
@@ -23,16 +26,20 @@ pub fn load(
     environment: &impl Fn(&str) -> Option<String>,
 ) -> Result<Config, ConfigError> {
     let mut merged = match &cli.config {
-        Some(path) => read_toml(path)?,
+        Some(path) => spelled_out(read_toml(path)?)?,
         None => toml::Table::new(),
     };
-    merged.extend(layer(&environment_settings(role, environment)?)?);
-    merged.extend(layer(&cli.settings)?);
+    settings::overlay(
+        &mut merged,
+        layer(&environment_settings(role, environment)?)?,
+    );
+    settings::overlay(&mut merged, layer(&cli.settings)?);
     let mut config: Config = merged
         .try_into()
         .map_err(|error| ConfigError::Value(Box::new(error)))?;
     config.vllm = cli.vllm.clone();
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), environment)?;
+    config.etcd.read_password(environment)?;
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
     }
@@ -72,7 +79,26 @@ fn environment_settings(
 }
 
 fn layer(settings: &Settings) -> Result<toml::Table, ConfigError> {
-    toml::Table::try_from(settings).map_err(|error| ConfigError::Merge(Box::new(error)))
+    let layer = toml::Table::try_from(settings);
+    spelled_out(layer.map_err(|error| ConfigError::Merge(Box::new(error)))?)
+}
+
+/// Takes `endpoint` apart, so that the layers above overrule each of its parts like any other setting. In its own
+/// layer it wins over them.
+fn spelled_out(mut layer: toml::Table) -> Result<toml::Table, ConfigError> {
+    let Some(endpoint) = layer.remove("endpoint") else {
+        return Ok(layer);
+    };
+    let text = endpoint.as_str().map(str::to_owned);
+    let endpoint: Endpoint = text.unwrap_or_else(|| endpoint.to_string()).parse()?;
+    for (part, name) in [
+        ("namespace", endpoint.namespace),
+        ("component_name", endpoint.component),
+        ("endpoint_name", endpoint.endpoint),
+    ] {
+        layer.insert(part.to_owned(), name.into());
+    }
+    Ok(layer)
 }
 
 #[cfg(test)]
@@ -109,6 +135,26 @@ pub(super) mod tests {
         assert_eq!(config.namespace, "env");
         assert_eq!(config.port, 3);
         assert_eq!(config.system_port, 1);
+    }
+
+    #[test]
+    fn an_endpoint_is_overruled_part_by_part_from_above() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("worker.toml");
+        fs::write(&file, "endpoint = 'dyn://f.g.h'\n").unwrap();
+        let place = |line: &str, variables: &[(&str, &str)]| {
+            let line = format!("stator-agg /m --engine sim{line}");
+            loaded(&line, variables).map(|config| config.place(Role::Agg).to_string())
+        };
+        let set = [("DYN_ENDPOINT", "dyn://a.b.c")];
+        assert_eq!(place(" --namespace x", &set).unwrap(), "dyn://x.b.c");
+        let all = " --endpoint dyn://d.e.f --namespace x";
+        assert_eq!(place(all, &set).unwrap(), "dyn://d.e.f");
+        let file = format!(" --config {}", file.display());
+        let named = [("DYN_COMPONENT_NAME", "b")];
+        assert_eq!(place(&file, &named).unwrap(), "dyn://f.b.h");
+        fs::write(folder.path().join("worker.toml"), "endpoint = 'f.g'\n").unwrap();
+        assert!(place(&file, &[]).is_err());
     }
 
     #[test]

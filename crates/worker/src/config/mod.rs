@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
-pub use stator_common::settings::Secret;
+pub use stator_common::settings::{EtcdSettings, Secret};
 
 use stator_engine::{
     handoff::{HandOff, ShortName, TransferConfig},
@@ -46,9 +46,6 @@ pub struct Config {
     pub component_name: Option<String>,
     /// Function of the worker. Default `generate`.
     pub endpoint_name: String,
-    /// All three at once; wins over them. `dyn://namespace.component.endpoint`.
-    #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<Endpoint>,
     /// What kind of worker this is meant to be. Absent: what it is.
     pub disaggregation_mode: Option<Mode>,
     /// The same, in an older spelling.
@@ -59,6 +56,9 @@ pub struct Config {
     pub discovery_backend: DiscoveryBackend,
     /// Folder of the file discovery. Absent: the default that processors use too.
     pub discovery_path: Option<PathBuf>,
+    /// How etcd is reached.
+    #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
+    pub etcd: EtcdSettings,
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
@@ -113,6 +113,8 @@ pub struct Config {
     pub run_dir: Option<PathBuf>,
     /// Independent engines of this worker. Default 1.
     pub data_parallel_size: u32,
+    /// Whether those engines may share GPUs. Default false.
+    pub share_gpus: bool,
     /// Whether this is only a further node of an engine. Default false.
     pub headless: bool,
     /// Whether a vLLM outside the tested versions is accepted. Default false.
@@ -148,12 +150,12 @@ impl Default for Config {
             namespace: "dynamo".to_owned(),
             component_name: None,
             endpoint_name: "generate".to_owned(),
-            endpoint: None,
             disaggregation_mode: None,
             is_prefill_worker: false,
             is_decode_worker: false,
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
+            etcd: EtcdSettings::default(),
             request_plane: RequestPlane::Tcp,
             event_plane: EventPlane::Zmq,
             kv_relay: KvRelay::Off,
@@ -178,6 +180,7 @@ impl Default for Config {
             engine_keep: false,
             run_dir: None,
             data_parallel_size: 1,
+            share_gpus: false,
             headless: false,
             any_vllm_version: false,
             engine_ready_timeout: Duration::from_secs(600),
@@ -271,7 +274,7 @@ impl Config {
 
     /// Returns where the worker belongs.
     pub fn place(&self, role: Role) -> Endpoint {
-        self.endpoint.clone().unwrap_or_else(|| Endpoint {
+        Endpoint {
             namespace: self.namespace.clone(),
             component: self.component_name.clone().unwrap_or_else(|| {
                 // Dynamo's names, which dashboards and scripts know.
@@ -283,7 +286,7 @@ impl Config {
                 .to_owned()
             }),
             endpoint: self.endpoint_name.clone(),
-        })
+        }
     }
 
     /// Returns the names that clients may use, the id first.
@@ -298,7 +301,7 @@ impl Config {
 
 /// An endpoint as it is written: `dyn://namespace.component.endpoint`.
 pub(crate) mod as_text {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::Serializer;
     use stator_common::card::Endpoint;
 
     pub(crate) fn serialize<S: Serializer>(
@@ -309,12 +312,5 @@ pub(crate) mod as_text {
             Some(endpoint) => serializer.collect_str(endpoint),
             None => serializer.serialize_none(),
         }
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Endpoint>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map(Some).map_err(D::Error::custom)
     }
 }

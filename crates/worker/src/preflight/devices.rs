@@ -18,13 +18,31 @@ const DEFAULT_SHARE: f64 = 0.92;
 /// A driver that answers later than this is not asked any longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A GPU, in MiB.
+/// A GPU, or a part of one.
 #[derive(Clone, Debug, PartialEq)]
 struct Device {
     index: String,
     uuid: String,
+    /// Absent where the driver does not say: of a part, or where the memory is the machine's own.
+    memory: Option<Memory>,
+}
+
+/// In MiB.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Memory {
     total: f64,
     free: f64,
+}
+
+impl Device {
+    /// Returns what `CUDA_VISIBLE_DEVICES` calls a part of a GPU: the driver lists those elsewhere, by other names.
+    fn part(name: &str) -> Option<Self> {
+        name.starts_with("MIG-").then(|| Self {
+            index: name.to_owned(),
+            uuid: name.to_owned(),
+            memory: None,
+        })
+    }
 }
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
@@ -58,11 +76,15 @@ async fn ask() -> Option<Vec<Device>> {
 fn read(text: &str) -> Vec<Device> {
     let device = |line: &str| {
         let mut fields = line.split(',').map(str::trim);
+        let (index, uuid) = (fields.next()?.to_owned(), fields.next()?.to_owned());
+        let mut size = || fields.next()?.parse().ok();
+        let memory = size()
+            .zip(size())
+            .map(|(total, free)| Memory { total, free });
         Some(Device {
-            index: fields.next()?.to_owned(),
-            uuid: fields.next()?.to_owned(),
-            total: fields.next()?.parse().ok()?,
-            free: fields.next()?.parse().ok()?,
+            index,
+            uuid,
+            memory,
         })
     };
     text.lines().filter_map(device).collect()
@@ -73,36 +95,52 @@ fn judge(config: &Config, devices: &[Device], visible: Option<&str>) -> Vec<Find
     let share = given.value("gpu-memory-utilization");
     let share = share.and_then(|share| share.parse().ok());
     let share: f64 = share.unwrap_or(DEFAULT_SHARE);
-    let count = config.data_parallel_size as usize * devices_each(&config.engine_args);
     let visible = visible.filter(|list| !list.is_empty());
-    let chosen: Vec<&Device> = match visible {
+    let each = devices_each(&config.engine_args);
+    let all = config.data_parallel_size as usize * each;
+    // As `launch::devices` has it.
+    let (count, least) = match (config.share_gpus, visible) {
+        (true, Some(_)) => (all, each),
+        (true, None) => (each, each),
+        (false, _) => (all, all),
+    };
+    let chosen: Vec<Device> = match visible {
         Some(list) => list
             .split(',')
             .map(str::trim)
             .filter_map(|name| {
                 let is_it =
                     |device: &&Device| device.index == name || device.uuid.starts_with(name);
-                devices.iter().find(is_it)
+                Device::part(name).or_else(|| devices.iter().find(is_it).cloned())
             })
             .take(count)
             .collect(),
-        None => devices.iter().take(count).collect(),
+        None => devices.iter().take(count).cloned().collect(),
     };
-    if chosen.len() < count && !spans_machines(&given) {
+    if chosen.len() < least && !spans_machines(&given) {
         return vec![Finding::error(
             "devices",
             format!(
-                "the engines take {count} GPUs, and {} can be had",
+                "the engines take {least} GPUs, and {} can be had",
                 chosen.len()
             ),
-            "a smaller --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or more in \
-             CUDA_VISIBLE_DEVICES",
+            "a smaller --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, more in \
+             CUDA_VISIBLE_DEVICES, or --share-gpus for several ranks",
         )];
     }
+    // On the device that has most.
+    let sharing = if config.share_gpus {
+        all.div_ceil(chosen.len().max(1)) as f64
+    } else {
+        1.0
+    };
+    let share = share * sharing;
     let findings = chosen.into_iter().map(|device| {
-        let Device {
-            index, total, free, ..
-        } = device;
+        let index = device.index;
+        let Some(Memory { total, free }) = device.memory else {
+            let found = format!("GPU {index}, whose free memory the driver does not tell");
+            return Finding::fine("devices", found);
+        };
         let asked = total * share;
         let found = format!(
             "GPU {index} has {:.1} of {:.1} GiB free, {:.1} GiB are asked for (--gpu-memory-utilization {share})",
@@ -110,11 +148,11 @@ fn judge(config: &Config, devices: &[Device], visible: Option<&str>) -> Vec<Find
             total / 1024.0,
             asked / 1024.0
         );
-        if *free >= asked {
+        if free >= asked {
             Finding::fine("devices", found)
         } else {
             // Rounded down, with a little left for what the driver itself takes.
-            let fits = ((free / total - 0.01) * 100.0).floor() / 100.0;
+            let fits = ((free / total - 0.01) / sharing * 100.0).floor() / 100.0;
             let remedy = format!(
                 "end what uses it (nvidia-smi shows it), choose another in CUDA_VISIBLE_DEVICES, or say \
                  --gpu-memory-utilization {:.2}",
@@ -156,6 +194,39 @@ mod tests {
         assert_eq!(severities("-tp 4", None), [Error]);
         // Ray and further nodes bring their own.
         assert_eq!(severities("-tp 4 --nnodes 2", None), [Fine, Error]);
+    }
+
+    #[test]
+    fn a_part_of_a_gpu_counts_as_one_whose_memory_is_not_told() {
+        use Severity::{Error, Fine};
+        let two = Some("MIG-3d0a6a13-57a5-5d8b, MIG-GPU-bb/1/0");
+        assert_eq!(severities("-tp 2", two), [Fine, Fine]);
+        assert_eq!(severities("-tp 3", two), [Error]);
+        let untold = read("0, GPU-aa, [N/A], [N/A]\n");
+        let findings = judge(&Config::default(), &untold, None);
+        assert_eq!(findings[0].severity, Fine, "{findings:?}");
+    }
+
+    #[test]
+    fn engines_that_share_a_device_ask_for_its_memory_together() {
+        use Severity::{Error, Fine};
+        let judged = |utilization: &str, visible| {
+            let config = Config {
+                data_parallel_size: 3,
+                share_gpus: true,
+                engine_args: vec![format!("--gpu-memory-utilization={utilization}")],
+                ..Config::default()
+            };
+            let findings = judge(&config, &read(TWO), visible);
+            findings
+                .iter()
+                .map(|finding| finding.severity)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(judged("0.3", None), [Fine]);
+        assert_eq!(judged("0.4", None), [Error]);
+        assert_eq!(judged("0.1", Some("0,1")), [Fine, Fine]);
+        assert_eq!(judged("0.2", Some("0,1")), [Fine, Error]);
     }
 
     #[test]

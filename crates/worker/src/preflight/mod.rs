@@ -99,11 +99,17 @@ pub(crate) struct Subject<'a> {
 
 /// Looks at everything.
 pub(crate) async fn examine(subject: &Subject<'_>) -> Vec<Finding> {
-    let mut findings = packages::examine(subject.config, subject.role);
+    let mut findings = node(subject.config, subject.role).await;
     findings.extend(listeners::examine(subject));
-    findings.extend(model::examine(subject.config));
-    findings.extend(devices::examine(subject.config).await);
     findings.extend(siblings::examine(subject).await);
+    findings
+}
+
+/// Looks at what a further node of an engine needs, which listens nowhere and is known to nobody.
+pub(crate) async fn node(config: &Config, role: Role) -> Vec<Finding> {
+    let mut findings = packages::examine(config, role);
+    findings.extend(model::examine(config));
+    findings.extend(devices::examine(config).await);
     findings
 }
 

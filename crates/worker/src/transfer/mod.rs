@@ -17,10 +17,10 @@ use stator_engine::{
 
 use crate::{
     config::{Config, ConfigError},
-    launch::{engine_args, size},
+    launch::{engine_args, size, steps_together},
 };
 
-use side::{free_port, record, recorded};
+use side::{free_ports, record, recorded};
 
 pub(crate) use side::Side;
 
@@ -43,7 +43,7 @@ pub(crate) enum TransferError {
     Record { path: PathBuf, source: io::Error },
     #[error(
         "others find a {connector} engine that was started elsewhere only if this worker knows where it is: set \
-         {HOST} and {PORT} as they are there, and name its `engine_id` in --kv-transfer-config"
+         {HOST} and {BOOTSTRAP_PORT} as they are there, and name its `engine_id` in --kv-transfer-config"
     )]
     Elsewhere { connector: &'static str },
     #[error(transparent)]
@@ -57,7 +57,19 @@ pub(crate) struct Transfer {
     handoff: Option<HandOff>,
     /// One per rank; empty where no connector has one.
     pub(crate) sides: Vec<Side>,
+    /// What ranks that step together are told, all the same: each makes its own of it.
+    base: Option<Base>,
+    /// The id of an engine of several nodes, who would otherwise each draw one of their own.
+    shared: Option<String>,
     env: Vec<(OsString, OsString)>,
+}
+
+/// Of which rank `r` makes `port + r` for NIXL (nixl/base_scheduler.py), and `{engine_id}_dp{r}`
+/// (v1/engine/core.py, both 0.32).
+#[derive(Debug)]
+struct Base {
+    port: u16,
+    engine_id: Option<String>,
 }
 
 impl Transfer {
@@ -80,6 +92,7 @@ impl Transfer {
         };
         let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
         let handoff = config.handoff(role)?;
+        let shared = shared_id(config, role);
         let mooncake = role == Role::Prefill
             && handoff.as_ref().map(|handoff| handoff.connector) == Some(Connector::Mooncake);
         let port_name = match (transfer.has_nixl(), mooncake) {
@@ -89,6 +102,7 @@ impl Transfer {
                 return Ok(Self {
                     config: Some(transfer),
                     handoff,
+                    shared,
                     ..Self::default()
                 });
             }
@@ -108,21 +122,36 @@ impl Transfer {
         };
         if elsewhere {
             let known = transfer.engine_id().is_some() && named_port.is_some();
-            match handoff.as_ref().filter(|_| by_router && !known) {
-                Some(handoff) => {
+            match &handoff {
+                Some(handoff) if by_router && !known && !handoff.answers() => {
                     let connector = handoff.connector.name();
                     return Err(TransferError::Elsewhere { connector });
                 }
-                None if !by_router => {
+                // What answers says itself where it is.
+                _ if !(by_router && known) => {
                     return Ok(Self {
                         config: Some(transfer),
                         handoff,
                         ..Self::default()
                     });
                 }
-                None => {}
+                _ => {}
             }
         }
+        let several = run_dirs.len() > 1;
+        let named_id = transfer.engine_id().or(shared.as_deref());
+        let base = if several && steps_together(config) {
+            let ranks = u16::try_from(run_dirs.len()).unwrap_or(u16::MAX);
+            Some(Base {
+                port: match named_port {
+                    Some(first) => first,
+                    None => free_ports(host, ranks, &[])?,
+                },
+                engine_id: by_router.then(|| named_id.map_or_else(random_id, str::to_owned)),
+            })
+        } else {
+            None
+        };
         let mut sides = Vec::new();
         for (rank, run_dir) in (0..).zip(run_dirs) {
             if config.engine_keep
@@ -131,19 +160,23 @@ impl Transfer {
                 sides.push(side);
                 continue;
             }
-            let port = match named_port {
+            let first = base.as_ref().map(|base| base.port).or(named_port);
+            let port = match first {
+                // Only the first has Mooncake's server, and all use it.
+                Some(first) if mooncake && base.is_some() => first,
                 Some(first) => first.checked_add(rank).ok_or(TransferError::Port {
                     name: port_name,
                     value: format!("{first} + rank {rank}"),
                 })?,
-                None => free_port(host, &sides)?,
+                None => free_ports(host, 1, &sides)?,
             };
-            let engine_id = by_router.then(|| match (transfer.engine_id(), run_dirs.len()) {
-                (Some(id), 1) => id.to_owned(),
-                // As vLLM names its own ranks (v1/engine/core.py).
-                (Some(id), _) => format!("{id}_dp{rank}"),
-                (None, _) => format!("stator-{:016x}", rand::random::<u64>()),
-            });
+            let engine_id = match (&base, named_id) {
+                (Some(base), _) => base.engine_id.as_ref().map(|id| format!("{id}_dp{rank}")),
+                // As vLLM names its own ranks.
+                (None, Some(id)) if several => Some(format!("{id}_dp{rank}")),
+                (None, Some(id)) => by_router.then(|| id.to_owned()),
+                (None, None) => by_router.then(random_id),
+            };
             let side = Side {
                 host: named_host.clone().unwrap_or_else(|| host.to_string()),
                 port,
@@ -160,6 +193,8 @@ impl Transfer {
             config: Some(transfer),
             handoff,
             sides,
+            base,
+            shared,
             env,
         })
     }
@@ -169,11 +204,15 @@ impl Transfer {
         let Some(config) = &self.config else {
             return args;
         };
-        match self
-            .sides
-            .get(rank)
-            .and_then(|side| side.engine_id.as_ref())
-        {
+        let engine_id = match &self.base {
+            Some(base) => base.engine_id.as_ref(),
+            None => self
+                .sides
+                .get(rank)
+                .and_then(|side| side.engine_id.as_ref()),
+        };
+        let given = config.engine_id().is_some();
+        match engine_id.or(self.shared.as_ref().filter(|_| !given)) {
             Some(id) => config.clone().with_engine_id(id).put_into(&args),
             // As it was given, if it was.
             None if Given::read(&args).has("kv-transfer-config") => args,
@@ -188,7 +227,8 @@ impl Transfer {
             if side.port_name == PORT {
                 env.push((HOST.into(), side.host.clone().into()));
             }
-            env.push((side.port_name.into(), side.port.to_string().into()));
+            let port = self.base.as_ref().map_or(side.port, |base| base.port);
+            env.push((side.port_name.into(), port.to_string().into()));
         }
         env
     }
@@ -221,6 +261,24 @@ impl Transfer {
     }
 }
 
+/// Returns the id of an engine of several nodes, from what all of them are told alike: where they meet. The agents of
+/// all devices must have the id that its scheduler tells (nixl/base_worker.py, 0.32), and vLLM draws one in each
+/// process (config/kv_transfer.py).
+fn shared_id(config: &Config, role: Role) -> Option<String> {
+    let given = Given::read(&config.engine_args);
+    if size(&given, "nnodes") < 2 {
+        return None;
+    }
+    // vLLM's defaults (config/parallel.py).
+    let address = given.value("master-addr").unwrap_or("127.0.0.1");
+    let port = given.value("master-port").unwrap_or("29501");
+    Some(format!("stator-{role}-{address}-{port}"))
+}
+
+fn random_id() -> String {
+    format!("stator-{:016x}", rand::random::<u64>())
+}
+
 /// Returns vLLM's arguments for a further node of an engine, whose connectors are those of the first.
 ///
 /// # Errors
@@ -228,6 +286,7 @@ impl Transfer {
 pub(crate) fn node_args(config: &Config, role: Role) -> Result<Vec<String>, TransferError> {
     let transfer = Transfer {
         config: config.transfer(role)?,
+        shared: shared_id(config, role),
         ..Transfer::default()
     };
     Ok(transfer.args(engine_args(config), 0))
@@ -337,6 +396,57 @@ mod tests {
     }
 
     #[test]
+    fn ranks_that_step_together_are_told_what_their_own_follows_from() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"num_experts": 4}"#).unwrap();
+        let config = Config {
+            model: folder.path().display().to_string(),
+            data_parallel_size: 3,
+            ..config("NixlPushConnector")
+        };
+        let transfer = transfer(&config, 3, &[]);
+        let told = |rank| {
+            let args = transfer.args(config.engine_args.clone(), rank);
+            let given = TransferConfig::given(&args).unwrap().unwrap();
+            let env = transfer.env(rank);
+            let port = env.iter().find(|(name, _)| name == PORT).unwrap();
+            let port: u16 = port.1.to_str().unwrap().parse().unwrap();
+            (given.engine_id().unwrap().to_owned(), port)
+        };
+        let (id, port) = told(0);
+        for rank in 0..3 {
+            assert_eq!(told(rank), (id.clone(), port));
+            let side = &transfer.sides[rank];
+            let own = format!("{id}_dp{rank}");
+            assert_eq!(side.engine_id.as_deref(), Some(&own[..]));
+            assert_eq!(usize::from(side.port), usize::from(port) + rank);
+        }
+    }
+
+    #[test]
+    fn all_nodes_of_an_engine_have_one_id() {
+        let node = |rank: &str, id: &str| {
+            let mut config = config("NixlConnector");
+            config.engine_args[1].insert_str(1, id);
+            let flags = ["--nnodes", "2", "--master-addr", "h", "--node-rank", rank];
+            config.engine_args.extend(flags.map(str::to_owned));
+            config
+        };
+        let id = |args: &[String]| {
+            let given = TransferConfig::given(args).unwrap().unwrap();
+            given.engine_id().map(str::to_owned)
+        };
+        let (first, second) = (node("0", ""), node("1", ""));
+        let first = transfer(&first, 1, &[]).args(first.engine_args, 0);
+        let second = node_args(&second, Role::Prefill).unwrap();
+        assert!(id(&first).is_some());
+        assert_eq!(id(&first), id(&second));
+        let named = node("1", "\"engine_id\":\"e\",");
+        let named = node_args(&named, Role::Prefill).unwrap();
+        assert_eq!(id(&named).as_deref(), Some("e"));
+    }
+
+    #[test]
     fn a_kept_engine_is_found_where_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let run_dirs = [folder.path().to_owned()];
@@ -352,12 +462,18 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_elsewhere_that_pushes_has_to_be_told_of() {
-        let config = Config {
-            engine_attach: Some("tcp://127.0.0.1:1".to_owned()),
-            ..config("NixlPushConnector")
+    fn an_engine_elsewhere_has_to_be_told_of_unless_it_says_itself_where_it_is() {
+        let laid_out = |connector| {
+            let config = Config {
+                engine_attach: Some("tcp://127.0.0.1:1".to_owned()),
+                ..config(connector)
+            };
+            Transfer::new(&config, Role::Prefill, HERE, &["x".into()], &|_| None)
         };
-        let refused = Transfer::new(&config, Role::Prefill, HERE, &["x".into()], &|_| None);
+        let refused = laid_out("MooncakeConnector");
         assert!(matches!(refused, Err(TransferError::Elsewhere { .. })));
+        let pushes = laid_out("NixlPushConnector").unwrap();
+        assert!(pushes.sides.is_empty());
+        assert!(pushes.card(&[]).unwrap().peers.is_empty());
     }
 }

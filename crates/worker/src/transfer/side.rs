@@ -33,16 +33,17 @@ pub(crate) struct Side {
     pub(super) port_name: &'static str,
 }
 
-/// Returns a port that nobody listens on and no other rank has.
-pub(super) fn free_port(host: IpAddr, taken: &[Side]) -> Result<u16, TransferError> {
+/// Returns the first of `count` ports in a row that nobody listens on and no other rank has.
+pub(super) fn free_ports(host: IpAddr, count: u16, taken: &[Side]) -> Result<u16, TransferError> {
     let mut last = io::ErrorKind::AddrInUse.into();
     for _ in 0..TRIES {
-        let port = rand::random_range(PORTS);
-        if taken.iter().any(|side| side.port == port) {
+        let first = rand::random_range(PORTS);
+        let mut ports = first..first + count;
+        if taken.iter().any(|side| ports.contains(&side.port)) {
             continue;
         }
-        match TcpListener::bind((host, port)) {
-            Ok(_) => return Ok(port),
+        match ports.try_for_each(|port| TcpListener::bind((host, port)).map(drop)) {
+            Ok(()) => return Ok(first),
             Err(error) => last = error,
         }
     }

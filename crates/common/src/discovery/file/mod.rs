@@ -114,6 +114,10 @@ impl Discovery for Files {
         tokio::spawn(scan::follow(self.root.clone(), sender));
         Ok(Watch { events })
     }
+
+    fn name(&self) -> String {
+        format!("files in {}", self.root.display())
+    }
 }
 
 /// Creates a folder that others may read but not write to, if it is missing.

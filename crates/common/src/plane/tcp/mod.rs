@@ -94,6 +94,7 @@ pub(crate) fn error(code: Code, message: impl Into<String>) -> worker::Error {
         code: worker::Code::from(code).into(),
         message: message.into(),
         field: String::new(),
+        untouched: false,
     }
 }
 

@@ -1,0 +1,225 @@
+//! Discovery through etcd, for clusters.
+//!
+//! One key per worker, `<prefix>/workers/<namespace>/<worker id>`, which holds its card as JSON and belongs to a lease of
+//! [`TTL`]. A worker that dies is gone when its lease is over; one that leaves takes its lease back. A lease that
+//! was lost (etcd was away for too long, or somebody revoked it) is replaced by a new one: the process lives on.
+//!
+//! Watchers read everything once and then follow the changes from that revision on. After an interruption, or where
+//! etcd has compacted what they missed, they read everything again; workers that are missing then get
+//! [`TTL`] to come back before they count as gone, since they were cut off as well. While etcd is away nothing
+//! changes: requests go on with the workers that are known.
+//!
+//! What it does not do: it keeps nothing else in etcd, and takes no part in any decision.
+
+mod client;
+mod keep;
+mod watch;
+
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use client::{Access, Tls};
+
+use super::{Discovery, DiscoveryError, Registration, WATCH_BUFFER, Watch};
+use crate::{Card, card::is_name, settings::EtcdSettings};
+
+/// A worker that did not renew its lease for this long is gone. As with the folder of the file discovery.
+pub const TTL: Duration = Duration::from_secs(10);
+
+/// A question that has not been answered by then will not be.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// The first pause before trying again; it doubles up to [`AGAIN_MOST`].
+const AGAIN_FIRST: Duration = Duration::from_millis(100);
+
+/// After a restart etcd gives every lease its full time once more; all must be renewed within it.
+const AGAIN_MOST: Duration = Duration::from_secs(3);
+
+/// Where keys begin if nobody says otherwise.
+const PREFIX: &str = "/stator";
+
+/// Where etcd listens if nobody says otherwise.
+const ENDPOINT: &str = "http://localhost:2379";
+
+/// Why etcd cannot be used as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdConfigError {
+    /// A file cannot be read.
+    #[error("read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// One without the other cannot be used.
+    #[error("etcd_cert_path and etcd_key_path go together: give both or neither")]
+    HalfIdentity,
+    /// One without the other cannot be used.
+    #[error(
+        "etcd_username and a password (etcd_password_file or ETCD_AUTH_PASSWORD) go together: give both or neither"
+    )]
+    HalfUser,
+    /// A server cannot be dialled at this address, or not with these certificates.
+    #[error("etcd at '{url}': {reason}")]
+    Endpoint {
+        /// The address.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An etcd cluster as the place of discovery. Clones are the same place.
+#[derive(Clone)]
+pub struct Etcd {
+    place: Arc<Place>,
+}
+
+struct Place {
+    names: Vec<String>,
+    access: Access,
+    /// What all keys begin with, the last slash included.
+    prefix: String,
+}
+
+impl Etcd {
+    /// Uses the cluster that the settings name. Nothing is dialled yet.
+    ///
+    /// # Errors
+    /// [`EtcdConfigError`].
+    pub fn new(settings: &EtcdSettings) -> Result<Self, EtcdConfigError> {
+        let user = match (&settings.username, &settings.password) {
+            (Some(name), Some(password)) => Some((name.clone(), password.clone())),
+            (None, None) => None,
+            _ => return Err(EtcdConfigError::HalfUser),
+        };
+        let mut names = settings.endpoints.clone();
+        if names.is_empty() {
+            names.push(ENDPOINT.to_owned());
+        }
+        let tls = tls(settings)?;
+        let endpoints = names.iter_mut().map(|name| {
+            if !name.contains("://") {
+                name.insert_str(0, "http://");
+            }
+            client::endpoint(name, &tls, ANSWER_WITHIN).map_err(|error| EtcdConfigError::Endpoint {
+                url: name.clone(),
+                reason: chain(&error),
+            })
+        });
+        let endpoints = endpoints.collect::<Result<_, _>>()?;
+        let prefix = settings.prefix.as_deref().unwrap_or(PREFIX);
+        Ok(Self {
+            place: Arc::new(Place {
+                names,
+                access: Access { endpoints, user },
+                prefix: format!("{}/workers/", prefix.trim_end_matches('/')),
+            }),
+        })
+    }
+}
+
+impl Place {
+    fn key(&self, card: &Card) -> String {
+        format!("{}{}/{}", self.prefix, card.endpoint.namespace, card.worker)
+    }
+
+    fn error(&self, reason: &Status) -> DiscoveryError {
+        DiscoveryError::Etcd {
+            endpoints: self.names.join(", "),
+            reason: why(reason),
+        }
+    }
+}
+
+/// Says why a call failed, with the causes that tonic keeps below "transport error".
+fn why(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(source) => format!("{}: {}", status.message(), chain(source)),
+        None => status.message().to_owned(),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[async_trait]
+impl Discovery for Etcd {
+    async fn register(&self, card: Card) -> Result<Registration, DiscoveryError> {
+        for name in [&card.endpoint.namespace, &card.worker.0] {
+            if !is_name(name) {
+                return Err(DiscoveryError::Name(name.clone()));
+            }
+        }
+        let entry = keep::Entry {
+            place: self.place.clone(),
+            key: self.place.key(&card),
+            card: serde_json::to_vec(&card)?,
+        };
+        let leased = timeout(ANSWER_WITHIN * 2, entry.put())
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))
+            .map_err(|error| self.place.error(&error))?;
+        let stop = CancellationToken::new();
+        let leave = stop.clone().drop_guard();
+        tokio::spawn(entry.keep(leased, stop));
+        Ok(Registration::new(leave))
+    }
+
+    async fn watch(&self) -> Result<Watch, DiscoveryError> {
+        let (sender, events) = mpsc::channel(WATCH_BUFFER);
+        tokio::spawn(watch::follow(self.place.clone(), sender));
+        Ok(Watch { events })
+    }
+
+    fn name(&self) -> String {
+        format!("etcd at {}", self.place.names.join(", "))
+    }
+}
+
+fn tls(settings: &EtcdSettings) -> Result<Tls, EtcdConfigError> {
+    let read = |path: &PathBuf| {
+        fs::read(path).map_err(|source| EtcdConfigError::Read {
+            path: path.clone(),
+            source,
+        })
+    };
+    let identity = match (&settings.cert_path, &settings.key_path) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        (None, None) => None,
+        _ => return Err(EtcdConfigError::HalfIdentity),
+    };
+    Ok(Tls {
+        authority: settings.ca_path.as_ref().map(read).transpose()?,
+        identity,
+    })
+}
+
+/// Pauses between tries, each twice as long as the one before.
+struct Again(Duration);
+
+impl Again {
+    fn new() -> Self {
+        Self(AGAIN_FIRST)
+    }
+
+    /// Waits. Cancel safe.
+    async fn pause(&mut self) {
+        let wait = self.0;
+        self.0 = (wait * 2).min(AGAIN_MOST);
+        // Many processes lose etcd at once and must not come back at once.
+        tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
+    }
+}
