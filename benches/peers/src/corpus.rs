@@ -228,6 +228,20 @@ impl Corpus {
         }
     }
 
+    /// Returns how many pairs of block and worker there are at the end.
+    pub fn held(&self) -> usize {
+        let sum = |stored: bool| {
+            let events = self.events.iter();
+            let blocks = events.map(|event| match &event.what {
+                What::Store { blocks, .. } if stored => blocks.len(),
+                What::Remove { blocks } if !stored => blocks.len(),
+                What::Store { .. } | What::Remove { .. } => 0,
+            });
+            blocks.sum::<usize>()
+        };
+        sum(true) - sum(false)
+    }
+
     /// Takes everything away again, from the ends.
     pub fn removals(&self) -> Vec<Event> {
         let stores = self.events.iter().rev();

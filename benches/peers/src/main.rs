@@ -41,6 +41,7 @@ struct Figures {
     remove_ns: f64,
     mixed_ns: f64,
     bytes: f64,
+    churned_bytes: f64,
     look_us: [f64; 3],
     hit_us: f64,
     miss_us: f64,
@@ -113,6 +114,7 @@ impl Figures {
             better(own, other);
         }
         self.bytes = self.bytes.max(other.bytes);
+        self.churned_bytes = self.churned_bytes.max(other.churned_bytes);
     }
 }
 
@@ -134,14 +136,13 @@ fn figures<I: Index>(fleet: &Corpus, churn: &Corpus) -> Figures {
     let remove_ns = cpu / blocks as f64;
     drop(index);
 
+    let empty = alloc::live();
     let mut index = I::new(churn.workers);
     let blocks: usize = churn.events.iter().map(Event::len).sum();
-    let events: Vec<_> = churn
-        .events
-        .iter()
-        .map(|event| index.event(event))
-        .collect();
+    let events = churn.events.iter().map(|event| index.event(event));
+    let events: Vec<_> = events.collect();
     let mixed_ns = apply(&mut index, events) / blocks as f64;
+    let churned_bytes = alloc::live().saturating_sub(empty) as f64 / churn.held() as f64;
     drop(index);
 
     let look_us = HOLDERS.map(|holders| {
@@ -157,6 +158,7 @@ fn figures<I: Index>(fleet: &Corpus, churn: &Corpus) -> Figures {
         remove_ns,
         mixed_ns,
         bytes,
+        churned_bytes,
         look_us,
         hit_us,
         miss_us,
@@ -227,7 +229,12 @@ fn print(best: &[(String, Figures)]) {
     row("store, M blocks/s", &|f| rate(f.store_ns));
     row("remove, M blocks/s", &|f| rate(f.remove_ns));
     row("store and remove mixed, M blocks/s", &|f| rate(f.mixed_ns));
-    row("bytes per (block, worker)", &|f| format!("{:.1}", f.bytes));
+    row("bytes per (block, worker), fleet", &|f| {
+        format!("{:.1}", f.bytes)
+    });
+    row("bytes per (block, worker), after the mixed changes", &|f| {
+        format!("{:.1}", f.churned_bytes)
+    });
     for (nth, holders) in HOLDERS.iter().enumerate() {
         row(
             &format!("lookup, 128 blocks, {holders} holders, us"),

@@ -44,11 +44,12 @@ pub(crate) fn run(options: &Options) {
             );
             println!("| | TTFT p50, s | p99, s | mean, s | regret | hits | balance |");
             println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
-            let weighed = options.decode_weights.iter().map(|&decoding| {
-                Chooser::Kv(Weights {
+            let weighed = options.decode_weights.iter().flat_map(|&decoding| {
+                let weights = Weights {
                     decoding,
                     ..Weights::WHOLE
-                })
+                };
+                [Chooser::Approx(weights), Chooser::Kv(weights)]
             });
             let choosers: Vec<_> = Chooser::ALL.into_iter().chain(weighed).collect();
             let outcomes = choosers
@@ -68,7 +69,9 @@ pub(crate) fn run(options: &Options) {
 
 fn print(chooser: Chooser, outcome: &Outcome, oracle: f64) {
     let name = match chooser {
-        Chooser::Kv(weights) if weights != Weights::WHOLE => format!("kv, {}", weights.decoding),
+        Chooser::Approx(weights) | Chooser::Kv(weights) if weights != Weights::WHOLE => {
+            format!("{}, {}", chooser.name(), weights.decoding)
+        }
         _ => chooser.name().to_owned(),
     };
     println!(

@@ -88,9 +88,9 @@ struct Text {
 
 impl Maker {
     /// New conversations per second and worker.
-    const TALKS: f64 = 0.22;
+    const TALKS: f64 = 0.5;
     /// New prompts per second and worker.
-    const PROMPTS: f64 = 1.1;
+    const PROMPTS: f64 = 1.6;
 
     fn conversations(&mut self, seconds: f64, workers: usize) {
         let systems: Vec<Text> = (0..12)

@@ -115,9 +115,10 @@ pub(crate) struct Up {
           help_heading = "Workers")]
     pub(crate) disaggregation_mode: Option<String>,
 
-    /// How the processor chooses a worker; with kv, workers tell it what their caches hold.
+    /// How the processor chooses a worker: kv by what each one's KV cache holds, approx by what each was sent lately,
+    /// direct as each request says.
     #[arg(long, visible_alias = "router-mode", default_value = "round-robin", value_name = "POLICY",
-          value_parser = ["round-robin", "random", "least-loaded", "kv", "approx"], help_heading = "Routing")]
+          value_parser = ["round-robin", "random", "least-loaded", "kv", "approx", "direct"], help_heading = "Routing")]
     pub(crate) router: String,
 
     /// When a decode worker may compute a prompt itself.
