@@ -125,7 +125,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "MODE", value_parser = ["off", "fixed", "auto"], help_heading = "Routing")]
     pub(crate) conditional_disagg: Option<String>,
 
-    /// Prompts with fewer uncached tokens go straight to a decode worker.
+    /// Prompts with fewer uncached tokens go straight to a decode worker; without --router kv or approx all tokens count.
     #[arg(long, value_name = "TOKENS", help_heading = "Routing")]
     pub(crate) disagg_min_prefill_tokens: Option<u64>,
 

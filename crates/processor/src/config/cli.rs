@@ -228,7 +228,8 @@ pub struct Settings {
     #[arg(long, value_name = "MODE", help_heading = "Disaggregation")]
     conditional_disagg: Option<ConditionalMode>,
 
-    /// Prompts with fewer uncached tokens stay with a decode worker.
+    /// Prompts with fewer uncached tokens stay with a decode worker. What it has cached is known where that is routed
+    /// by (kv, approx); elsewhere all tokens count.
     #[arg(long, value_name = "TOKENS", help_heading = "Disaggregation")]
     disagg_min_prefill_tokens: Option<u64>,
 

@@ -97,7 +97,8 @@ pub struct Config {
     /// When decode workers compute prompts themselves. Absent: by the two numbers below, if one is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conditional_disagg: Option<ConditionalMode>,
-    /// Prompts with fewer uncached tokens stay with a decode worker.
+    /// Prompts with fewer uncached tokens stay with a decode worker. What it has cached is known where that is routed
+    /// by (kv, approx); elsewhere all tokens count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disagg_min_prefill_tokens: Option<u64>,
     /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute.
