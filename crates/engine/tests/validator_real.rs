@@ -247,7 +247,7 @@ fn odd(vocabulary: u32) -> Vec<(&'static str, Request)> {
                 priority: i32::MIN,
                 trace_headers: vec![("traceparent".into(), "nonsense".into())],
                 ..sampling(&|s| {
-                    s.extra_args = Some(r#"{"kv_cache_report_mode": [1e308, -1]}"#.into());
+                    s.extra_args = Some(r#"{"of_no_connector": [1e308, -1]}"#.into());
                 })
             },
         ),

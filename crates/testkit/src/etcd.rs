@@ -105,7 +105,7 @@ impl Etcd {
             .args(["--initial-cluster", &format!("default={peer}")])
             // Disks of test machines are slow, and what is written need not last.
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
-            .args(["--log-level", "error"])
+            .args(["--logger", "zap", "--log-level", "error"])
             .args(&self.arguments)
             .stdout(Stdio::null());
         // `etcd` that is missing fails here: a test that nobody runs proves nothing.
