@@ -1,7 +1,7 @@
 //! The workers that do the same for one model: who may take a request, who gets it, and what happens when
 //! it fails there.
 //!
-//! A [`Pool`] holds targets (a worker, or one data-parallel rank of it). [`Pool::dispatch`] asks the router
+//! A [`Pool`] holds targets (a worker, or one data-parallel rank of it). `Pool::dispatch` asks the router
 //! for one, books the request on it, sends it and waits for the first delta. Until that delta nothing
 //! has been shown to the client, so a failure that another worker may not share is repeated there.
 //! Requests that take several workers, one after the other, are `fleet`'s: it chooses from several pools.

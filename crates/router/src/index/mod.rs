@@ -2,12 +2,12 @@
 //!
 //! A flat map from a block's name to the set of its holders. Since a name covers everything before the block,
 //! there is no tree: no parent has to be known, and blocks may come and go in any order. Targets are
-//! spread over a few [lanes](lane), each under a lock of its own, so that changes of one target wait only for those of
+//! spread over a few lanes (`lane`), each under a lock of its own, so that changes of one target wait only for those of
 //! its lane, and never longer than a batch takes; a lookup asks each lane in turn.
 //!
-//! What makes it small and fast: blocks of one prefix lie [side by side](blocks), each distinct
-//! [set of holders](sets) is kept once, and a target that leaves or empties its cache costs nothing at that moment
-//! ([`lane`]).
+//! What makes it small and fast: blocks of one prefix lie side by side (`blocks`), each distinct
+//! set of holders (`sets`) is kept once, and a target that leaves or empties its cache costs nothing at that moment
+//! (`lane`).
 
 mod blocks;
 mod lane;
