@@ -2,15 +2,17 @@
 //!
 //! This file puts the parts together. What the processor does is in the library.
 
+use std::ffi::OsString;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::Context;
-use stator_common::{drain, telemetry};
+use stator_common::{drain, settings::deprecated, telemetry};
 use stator_processor::config::{self, Cli, Config};
 use stator_processor::{Processor, server};
 use tokio::runtime::{self, Runtime};
+use tracing::warn;
 
 /// A request makes some hundred small allocations; with the system's allocator they are a third of its cost.
 #[global_allocator]
@@ -34,6 +36,10 @@ fn main() -> anyhow::Result<()> {
     }
     tokenize_each_prompt_on_one_thread();
     telemetry::init_logs().context("start logs")?;
+    let line: Vec<OsString> = std::env::args_os().skip(1).collect();
+    for renamed in deprecated::used(&line, |name| std::env::var(name).ok()) {
+        warn!("{} is called {} now", renamed.old, renamed.new);
+    }
     runtime(&config)
         .context("start threads")?
         .block_on(serve(config))

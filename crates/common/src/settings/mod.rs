@@ -2,6 +2,7 @@
 //!
 //! [`environment`] says which variables stand for which flags. What a role alone lets set is the role's.
 
+pub mod deprecated;
 pub mod environment;
 mod etcd;
 mod secret;

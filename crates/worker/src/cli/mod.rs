@@ -1,6 +1,5 @@
 //! The command line of a worker: our own flags in groups, a model, and any flag of vLLM.
 
-mod deprecated;
 mod settings;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc};
@@ -16,8 +15,8 @@ use stator_engine::{
     introspect::{self, Installed, IntrospectError},
 };
 
-pub use deprecated::Renamed;
 pub use settings::{EngineKind, EventPlane, KvRelay, Mode, RequestPlane, Settings};
+pub use stator_common::settings::deprecated::Renamed;
 
 use crate::python::{self, PythonError};
 
@@ -201,7 +200,7 @@ pub fn parse(
     };
     let split = flags::split(argv.iter().cloned(), &own, &known)
         .map_err(|error| CliError::Engine(error, hint))?;
-    let deprecated = deprecated::used(&split.own, environment);
+    let deprecated = stator_common::settings::deprecated::used(&split.own, environment);
     let mut cli = Cli::from_arg_matches(&own.try_get_matches_from(split.own)?)?;
     cli.vllm = vllm;
     cli.deprecated = deprecated;

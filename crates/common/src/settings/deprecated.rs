@@ -22,11 +22,8 @@ pub struct Renamed {
 
 /// Returns which old spellings are used, each once.
 ///
-/// - `own`: our own flags, as the command line was split.
-pub(super) fn used(
-    own: &[OsString],
-    environment: &impl Fn(&str) -> Option<String>,
-) -> Vec<Renamed> {
+/// - `own`: the flags that are ours.
+pub fn used(own: &[OsString], environment: impl Fn(&str) -> Option<String>) -> Vec<Renamed> {
     let is_given = |old: &str| {
         own.iter().any(|argument| {
             let argument = argument.to_string_lossy();
@@ -40,4 +37,26 @@ pub(super) fn used(
         .chain(variables)
         .map(|(old, new)| Renamed { old, new })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_spellings_are_named_once_with_the_new_ones() {
+        let line = ["--store-kv=file", "--store-kv", "mem", "--namespace", "n"].map(OsString::from);
+        let environment = |name: &str| (name == "DYN_STORE_KV").then(|| "file".to_owned());
+        let named: Vec<_> = used(&line, environment)
+            .into_iter()
+            .map(|renamed| (renamed.old, renamed.new))
+            .collect();
+        assert_eq!(
+            named,
+            [
+                ("--store-kv", "--discovery-backend"),
+                ("DYN_STORE_KV", "DYN_DISCOVERY_BACKEND")
+            ]
+        );
+    }
 }
