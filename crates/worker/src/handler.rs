@@ -21,7 +21,7 @@ use crate::{
     files::Files,
     metrics::WorkerMetrics,
     rank::{Active, Rank},
-    requests::{Count, Counted, Running},
+    requests::{Count, Counted, Running, Tables},
     status::Health,
 };
 
@@ -188,13 +188,12 @@ impl Serving {
             self.health.loads.clone(),
         );
         let until = time::Instant::now() + lease;
-        tokio::spawn(async move {
+        let (requests, plan) = (active.requests.clone(), self.plan.clone());
+        let guard = tokio::spawn(async move {
             time::sleep_until(until - lease / 3).await;
             let is_unfetched = |running: &mut Running| running.progress.is_unfetched();
-            let waits = active
-                .requests
-                .with(|tables| tables.get(key).is_some_and(is_unfetched));
-            if !waits {
+            let waits = |tables: &mut Tables| tables.get(key).is_some_and(is_unfetched);
+            if !active.requests.with(waits) {
                 return;
             }
             // It answers in the order in which it is asked: an answer means that it has the request.
@@ -202,7 +201,8 @@ impl Serving {
             if time::timeout_at(until, asked).await.is_ok() {
                 return;
             }
-            let Some(running) = active.requests.take(key) else {
+            let unfetched = |tables: &mut Tables| waits(tables).then(|| tables.take(key)).flatten();
+            let Some(running) = active.requests.with(unfetched) else {
                 return;
             };
             warn!(
@@ -214,10 +214,10 @@ impl Serving {
             running
                 .connection
                 .fail(running.stream, Code::HandoffFailed, message);
-            drop(running);
-            remind(&active.engine, nothing());
+            abandon(&*plan, &active, running);
             loads.cap(active.rank, active.requests.len());
         });
+        requests.guard(key, guard.abort_handle());
     }
 
     /// Has the engine tell another one that nobody will fetch what it keeps. The engine says nothing to

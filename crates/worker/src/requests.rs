@@ -33,14 +33,16 @@ pub(crate) struct Running {
     pub(crate) progress: Progress,
     /// Dropping it aborts the request in the engine, unless it has ended.
     handle: RequestHandle,
-    _deadline: Option<Deadline>,
+    _deadline: Option<Timer>,
+    /// Watches over the KV that it is to fetch.
+    guard: Option<Timer>,
     _counted: Counted,
 }
 
 /// Ends with its request.
-struct Deadline(AbortHandle);
+struct Timer(AbortHandle);
 
-impl Drop for Deadline {
+impl Drop for Timer {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -142,7 +144,7 @@ impl Requests {
                     late(running);
                 }
             });
-            Deadline(timer.abort_handle())
+            Timer(timer.abort_handle())
         });
         tables.by_stream.insert((connection.id(), stream), key);
         tables.by_key.insert(
@@ -158,6 +160,7 @@ impl Requests {
                 },
                 handle,
                 _deadline: deadline,
+                guard: None,
                 _counted: counted,
             },
         );
@@ -167,6 +170,14 @@ impl Requests {
     /// Looks at all requests under one lock.
     pub(crate) fn with<R>(&self, look: impl FnOnce(&mut Tables) -> R) -> R {
         look(&mut self.tables.lock())
+    }
+
+    /// Ends a task that watches over a request when the request ends.
+    pub(crate) fn guard(&self, key: RequestKey, task: AbortHandle) {
+        let timer = Timer(task);
+        if let Some(running) = self.tables.lock().get(key) {
+            running.guard = Some(timer);
+        }
     }
 
     /// Takes one request out; dropping it aborts it.
