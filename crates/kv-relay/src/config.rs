@@ -1,18 +1,14 @@
 //! What can be set on a relay, and where it comes from: the command line, else the environment, else a file, else the
 //! default.
 
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     discovery::{self, Discovery, etcd::EtcdConfigError},
     settings::{
-        self, DiscoveryBackend, EtcdSettings, SecretError,
+        self, DiscoveryBackend, EtcdSettings, FileError, SecretError,
         environment::{self, Row},
     },
 };
@@ -134,16 +130,8 @@ impl Config {
 /// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("read {path}: {source}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("parse {path}: {source}")]
-    Parse {
-        path: PathBuf,
-        source: Box<toml::de::Error>,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("from the environment: {0}")]
     Environment(clap::Error),
     #[error("configuration: {0}")]
@@ -161,20 +149,10 @@ pub enum ConfigError {
 /// # Errors
 /// [`ConfigError`].
 pub fn load(cli: &Cli, variable: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
-    let mut merged = match &cli.config {
-        Some(path) => read(path)?,
-        None => toml::Table::new(),
-    };
-    let line = ENVIRONMENT
-        .iter()
-        .chain(environment::ETCD)
-        .filter_map(|(flag, names)| {
-            let mut values = names.iter().filter_map(|name| variable(name));
-            let value = values.find(|value: &String| !value.is_empty())?;
-            Some(format!("--{flag}={value}"))
-        });
+    let mut merged = settings::read_file(cli.config.as_deref())?;
+    let rows = ENVIRONMENT.iter().chain(environment::ETCD).copied();
     let from_environment = Cli::command()
-        .try_get_matches_from(["environment".to_owned()].into_iter().chain(line))
+        .try_get_matches_from(environment::command_line(rows, &variable))
         .and_then(|matches| Cli::from_arg_matches(&matches))
         .map_err(ConfigError::Environment)?;
     for settings in [&from_environment.settings, &cli.settings] {
@@ -194,17 +172,6 @@ pub fn load(cli: &Cli, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
 /// When a path is not UTF-8.
 pub fn to_toml(config: &Config) -> Result<String, toml::ser::Error> {
     toml::to_string_pretty(config)
-}
-
-fn read(path: &Path) -> Result<toml::Table, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    text.parse().map_err(|source| ConfigError::Parse {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })
 }
 
 #[cfg(test)]

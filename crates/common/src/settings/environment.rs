@@ -63,10 +63,7 @@ impl Variables {
         self,
         environment: impl Fn(&str) -> Option<String>,
     ) -> impl Iterator<Item = String> {
-        let flags = self.rows().filter_map(move |(flag, names)| {
-            Some(format!("--{flag}={}", first(names, &environment)?))
-        });
-        ["environment".to_owned()].into_iter().chain(flags)
+        command_line(self.rows(), environment)
     }
 
     /// Writes the names into the help of a command that has all these flags.
@@ -79,6 +76,16 @@ impl Variables {
         }
         command
     }
+}
+
+/// Returns what the environment says in place of some flags, as a command line, the program's name included.
+pub fn command_line(
+    rows: impl Iterator<Item = Row>,
+    environment: impl Fn(&str) -> Option<String>,
+) -> impl Iterator<Item = String> {
+    let flags = rows
+        .filter_map(move |(flag, names)| Some(format!("--{flag}={}", first(names, &environment)?)));
+    ["environment".to_owned()].into_iter().chain(flags)
 }
 
 fn first(names: &[&str], environment: impl Fn(&str) -> Option<String>) -> Option<String> {

@@ -5,6 +5,7 @@
 pub mod deprecated;
 pub mod environment;
 mod etcd;
+mod file;
 mod secret;
 
 use std::time::Duration;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use environment::{DISAGGREGATION_MODE, Variables};
 pub use etcd::EtcdSettings;
+pub use file::{FileError, read_file};
 pub use secret::{Secret, SecretError, plane_token};
 
 /// How workers are found.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stator_common::settings::{self, Secret, SecretError};
+use stator_common::settings::{self, FileError, Secret, SecretError};
 
 use super::cli::{self, Cli};
 use super::{ConditionalMode, Config};
@@ -10,7 +10,7 @@ use super::{ConditionalMode, Config};
 /// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file could not be read.
+    /// The file of keys could not be read.
     #[error("read {path}")]
     Read {
         /// The file.
@@ -18,14 +18,9 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not TOML.
-    #[error("parse {path}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: toml::de::Error,
-    },
+    /// The file of settings cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// An environment variable holds a value that its flag would refuse.
     #[error("from the environment: {0}")]
     Environment(String),
@@ -56,10 +51,7 @@ pub fn load(
     cli: &Cli,
     environment: impl Fn(&str) -> Option<String>,
 ) -> Result<Config, ConfigError> {
-    let mut merged = match &cli.config {
-        Some(path) => read_file(path)?,
-        None => toml::Table::new(),
-    };
+    let mut merged = settings::read_file(cli.config.as_deref())?;
     settings::overlay(
         &mut merged,
         cli::layer(&cli::from_environment(&environment)?),
@@ -113,14 +105,6 @@ pub fn load(
 /// When a path is not UTF-8.
 pub fn to_toml(config: &Config) -> Result<String, toml::ser::Error> {
     toml::to_string_pretty(config)
-}
-
-fn read_file(path: &Path) -> Result<toml::Table, ConfigError> {
-    let text = read(path)?;
-    text.parse().map_err(|source| ConfigError::Parse {
-        path: path.to_owned(),
-        source,
-    })
 }
 
 fn read_keys(path: &Path) -> Result<Vec<Secret>, ConfigError> {

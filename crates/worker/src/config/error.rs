@@ -1,10 +1,8 @@
 //! Why a configuration is refused, with the flag that works.
 
-use std::{io, path::PathBuf};
-
 use stator_common::{
     card::{BadEndpoint, Role},
-    settings::SecretError,
+    settings::{FileError, SecretError},
 };
 use stator_engine::{
     handoff::{ShortName, TransferError},
@@ -17,13 +15,8 @@ use crate::python::PythonError;
 /// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("read {path}: {source}")]
-    Read { path: PathBuf, source: io::Error },
-    #[error("parse {path}: {source}")]
-    Parse {
-        path: PathBuf,
-        source: Box<toml::de::Error>,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("from the environment: {0}")]
     Environment(clap::Error),
     #[error("{0}")]

@@ -1,7 +1,5 @@
 //! Where each setting comes from: the command line, else the environment, else the file, else the default.
 
-use std::{fs, path::Path};
-
 use clap::FromArgMatches;
 use stator_common::{
     card::{Endpoint, Role},
@@ -26,10 +24,7 @@ pub fn load(
     role: Role,
     environment: &impl Fn(&str) -> Option<String>,
 ) -> Result<Config, ConfigError> {
-    let mut merged = match &cli.config {
-        Some(path) => spelled_out(read_toml(path)?)?,
-        None => toml::Table::new(),
-    };
+    let mut merged = spelled_out(settings::read_file(cli.config.as_deref())?)?;
     settings::overlay(
         &mut merged,
         layer(&environment_settings(role, environment)?)?,
@@ -77,17 +72,6 @@ pub fn to_toml(config: &Config) -> Result<String, toml::ser::Error> {
     toml::to_string_pretty(config)
 }
 
-fn read_toml(path: &Path) -> Result<toml::Table, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    text.parse().map_err(|source| ConfigError::Parse {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })
-}
-
 /// Turns variables into flags, so that both are parsed and refused alike.
 fn environment_settings(
     role: Role,
@@ -125,7 +109,7 @@ fn spelled_out(mut layer: toml::Table) -> Result<toml::Table, ConfigError> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::ffi::OsString;
+    use std::{ffi::OsString, fs};
 
     use stator_common::settings::Secret;
 
