@@ -93,8 +93,8 @@ print(20 * size / (time.perf_counter() - start) / 1e9)
 class Topology:
     """A processor and two workers, one per GPU; ends them on exit."""
 
-    def __init__(self, name, args, out):
-        self.name, self.out, self.children = name, out, []
+    def __init__(self, name, args, out, processor_args=()):
+        self.name, self.args, self.out, self.children = name, args, out, []
         engine = ["--load-format", "dummy", "--max-num-seqs", "256", *args.engine_args]
         engine += ["--max-model-len", str(args.prompt_tokens + OUTPUT_TOKENS + 968)]
         if not args.cpu:
@@ -103,6 +103,7 @@ class Topology:
         environment = dict(os.environ, VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", STATOR_PYTHON=os.environ.get("STATOR_PYTHON", sys.executable),
                            STATOR_FILE_KV=f"{run_dir}/discovery")
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.environment = environment
         self.url, self.system = "http://127.0.0.1:8000", {}
         for gpu, role in enumerate(("agg", "agg") if name == "agg" else ("prefill", "decode")):
             part = f"{role}-{gpu}"
@@ -112,13 +113,21 @@ class Topology:
                 "--discovery-backend", "file", "--run-dir", f"{run_dir}/{part}", "--system-port", str(9100 + gpu),
                 *(() if role == "agg" else ("--connector", "nixl")), *engine,
             ])
-        self.start("processor", environment, [
-            f"{args.bin}/stator-processor", "--http-port", "8000", "--discovery-backend", "file",
-            "--router-mode", "least-loaded",
+        self.start_processor(processor_args)
+
+    def start_processor(self, processor_args):
+        """Starts the processor, in place of the one before."""
+        for part, child in [each for each in self.children if each[0] == "processor"]:
+            child.terminate()
+            child.wait(30)
+            self.children.remove((part, child))
+        self.start("processor", self.environment, [
+            f"{self.args.bin}/stator-processor", "--http-port", "8000", "--discovery-backend", "file",
+            "--router-mode", "least-loaded", *processor_args,
         ])
 
     def start(self, part, environment, command):
-        log = open(self.out / f"{self.name}-{part}.log", "w")
+        log = open(self.out / f"{self.name}-{part}.log", "a")
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.children.append((part, child))
 

@@ -1,0 +1,146 @@
+"""Conditional disaggregation under load: one prefill and one decode worker, with `--conditional-disagg` off, fixed and auto.
+
+The engines stay, only the processor starts again for each mode. Prompts are token ids of mixed lengths, all new, so
+nothing is cached; each stream sends the next request when its last one has ended. The table shows, by mode
+and load, the time to the first token of short and of long prompts, the time between tokens, and the share of prompts
+that was handed off.
+
+    python3 scripts/bench_conditional.py --model DIR [--bin target/dist]
+
+Needs what `bench_gpu_pd.py` needs; `--cpu` runs it with engines on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from bench_gpu_pd import OUTPUT_TOKENS, Topology, body, get, quantiles
+
+# Shares of a load by length, as parts of the longest prompt: mostly short, as conversations are, some long.
+MIXES = {
+    "mixed": [(0.60, 0.02, 0.15), (0.25, 0.15, 0.5), (0.15, 0.9, 1.0)],
+    "long": [(1.0, 0.9, 1.0)],
+}
+# Prompts below this part of the longest count as short.
+SHORT = 0.15
+
+
+def main():
+    args = parse_args()
+    out = Path(args.out or tempfile.mkdtemp(prefix="stator-bench-"))
+    out.mkdir(parents=True, exist_ok=True)
+    vocab = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
+    modes = {
+        "off": ["--conditional-disagg", "off"],
+        "fixed": ["--conditional-disagg", "fixed", "--disagg-min-prefill-tokens", str(int(args.prompt_tokens * SHORT))],
+        "auto": ["--conditional-disagg", "auto"],
+    }
+    rows = []
+    with Topology("pd", args, out, modes["off"]) as topology:
+        topology.wait()
+        asyncio.run(load(topology.url, vocab, args, "mixed", 8, 32, seed=1))  # first steps compile kernels
+        for number, (mode, processor_args) in enumerate(modes.items()):
+            topology.start_processor(processor_args)
+            topology.wait()
+            # What is measured is learned here, and is not counted.
+            asyncio.run(load(topology.url, vocab, args, "mixed", 8, 32, seed=100 + number))
+            for mix in MIXES:
+                for streams in args.streams:
+                    before = handed_off(topology.url)
+                    row = asyncio.run(load(topology.url, vocab, args, mix, streams, args.rounds * streams, seed=streams))
+                    row.update(mode=mode, mix=mix, streams=streams, handed=handed_off(topology.url) - before)
+                    print(json.dumps(row), flush=True)
+                    rows.append(row)
+    table = render(rows)
+    print(table, flush=True)
+    (out / "conditional.md").write_text(table)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--bin", default="target/dist", help="folder with Stator's binaries")
+    parser.add_argument("--streams", default="8,32,128", type=lambda s: [int(x) for x in s.split(",")])
+    parser.add_argument("--rounds", type=int, default=4, help="requests per stream")
+    parser.add_argument("--prompt-tokens", type=int, default=3000, help="length of the longest prompts")
+    parser.add_argument("--cpu", action="store_true", help="engines on the CPU")
+    parser.add_argument("--out", help="folder for logs and the table")
+    parser.add_argument("engine_args", nargs="*", help="further vLLM flags, after --")
+    return parser.parse_args()
+
+
+def handed_off(url):
+    """Hand-offs that reached their first token."""
+    lines = get(f"{url}/metrics").splitlines()
+    found = (line for line in lines if line.startswith("stator_processor_handoffs_total") and 'outcome="done"' in line)
+    return int(sum(float(line.rpartition(" ")[2]) for line in found))
+
+
+def lengths(rng, mix, count, longest):
+    """Prompt lengths: the same number of each class in every run of a mix, in random order."""
+    result = []
+    for share, low, high in MIXES[mix]:
+        result += [rng.randint(max(1, int(low * longest)), int(high * longest)) for _ in range(round(share * count))]
+    rng.shuffle(result)
+    return result
+
+
+async def load(url, vocab, args, mix, streams, requests, seed):
+    import aiohttp
+
+    rng = random.Random(time.time_ns())  # new prompts in every run
+    sizes = lengths(random.Random(seed), mix, requests, args.prompt_tokens)
+    bodies = [body([rng.randrange(300, vocab - 600) for _ in range(size)], max_tokens=OUTPUT_TOKENS, stream=True) for size in sizes]
+    bodies.reverse()
+    first = {"short": [], "long": []}
+    between, tokens = [], 0
+    begun = time.perf_counter()
+
+    async def stream(session):
+        nonlocal tokens
+        while bodies:
+            request = bodies.pop()
+            kind = "short" if len(request["prompt"]) < SHORT * args.prompt_tokens else "long"
+            start, last = time.perf_counter(), None
+            async with session.post(f"{url}/v1/completions", json=request) as response:
+                if response.status != 200:
+                    raise RuntimeError((await response.text())[:400])
+                async for line in response.content:
+                    if not line.startswith(b"data: {"):
+                        continue
+                    now = time.perf_counter()
+                    if last is None:
+                        first[kind].append(now - start)
+                    else:
+                        between.append(now - last)
+                    last = now
+                    tokens += 1
+
+    timeout = aiohttp.ClientTimeout(total=300)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        await asyncio.gather(*(stream(session) for _ in range(streams)))
+    seconds = time.perf_counter() - begun
+    times = {f"ttft_{kind}": quantiles(values) if values else None for kind, values in first.items()}
+    return dict(requests=len(sizes), rate=tokens / seconds, itl=quantiles(between), **times)
+
+
+def render(rows):
+    lines = [
+        "| prompts | streams | mode | TTFT p50 / p99, ms: short | long | ITL p50 / p99, ms | events/s | handed off |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    pair = lambda values, digits: f"{values[0]:.{digits}f} / {values[1]:.{digits}f}" if values else "-"
+    for row in sorted(rows, key=lambda row: (list(MIXES).index(row["mix"]), row["streams"])):
+        lines.append(f"| {row['mix']} | {row['streams']} | {row['mode']} | {pair(row['ttft_short'], 0)} | {pair(row['ttft_long'], 0)} "
+                     f"| {pair(row['itl'], 2)} | {row['rate']:,.0f} | {100 * row['handed'] / row['requests']:.0f} % |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
