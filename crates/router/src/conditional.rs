@@ -15,7 +15,7 @@ pub enum Conditional {
     Off,
     /// By fixed numbers.
     Fixed(Bounds),
-    /// Where the predicted waiting of everybody is less that way.
+    /// Where the predicted waiting of everybody together is less that way.
     Auto,
 }
 
@@ -40,8 +40,11 @@ pub struct Situation {
     pub prefill_queue: u64,
     /// Tokens that the decode worker itself has to compute before this prompt.
     pub decode_queue: u64,
-    /// Streams that a prefill on the decode worker would hold up.
+    /// Streams that a prefill on the decode worker would hold up: those that it generates now.
     pub streams: u64,
+    /// Prompts that a prefill on the prefill worker would hold up: those that come while this one waits, which are
+    /// taken to be as many as wait before it.
+    pub queued: u64,
 }
 
 /// Where the prompt is to be computed, and why.
@@ -64,9 +67,23 @@ pub enum Why {
     Queue { tokens: u64, most: u64 },
     /// Nothing has been measured yet.
     Unmeasured,
-    /// Predicted seconds: the first token by a hand-off; by the decode worker; and how long all of that one's
-    /// streams together would be held up.
-    Predicted { remote: f64, local: f64, harm: f64 },
+    /// Predicted seconds of either way.
+    Predicted { remote: Cost, local: Cost },
+}
+
+/// What a way costs, in seconds of waiting.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Of the prompt itself, to its first token.
+    pub first_token: f64,
+    /// Of all others together, who are held up by it.
+    pub harm: f64,
+}
+
+impl Cost {
+    fn total(self) -> f64 {
+        self.first_token + self.harm
+    }
 }
 
 impl Place {
@@ -95,16 +112,13 @@ impl fmt::Display for Place {
                 )
             }
             Why::Unmeasured => f.write_str("nothing has been measured yet"),
-            Why::Predicted {
-                remote,
-                local,
-                harm,
-            } => write!(
+            Why::Predicted { remote, local } => write!(
                 f,
-                "first token in {:.1} ms by a hand-off, in {:.1} ms without, which holds up others by {:.1} ms",
-                remote * 1e3,
-                local * 1e3,
-                harm * 1e3
+                "first token in {:.1} ms by a hand-off, which holds up others by {:.1} ms; in {:.1} ms without, which holds up others by {:.1} ms",
+                remote.first_token * 1e3,
+                remote.harm * 1e3,
+                local.first_token * 1e3,
+                local.harm * 1e3
             ),
         }
     }
@@ -154,25 +168,29 @@ impl Bounds {
 
 fn predicted(situation: &Situation, measured: &Measured) -> Place {
     let ahead = situation.prefill_queue + situation.uncached_at_prefill;
-    let remote_prefill = measured.prefill.at(ahead as f64);
-    let transfer = measured.transfer.at(situation.uncached as f64);
     // A decode worker that never computed a prompt is taken to be as fast as a prefill worker.
     let local_line = measured.local.or(&measured.prefill);
-    let local = local_line.at((situation.decode_queue + situation.uncached) as f64);
-    let own = local_line.at(situation.uncached as f64);
-    let (Some(prefill), Some(transfer), Some(local), Some(own)) =
-        (remote_prefill, transfer, local, own)
-    else {
+    let lines = || {
+        let prefill = measured.prefill.at(ahead as f64)?;
+        let transfer = measured.transfer.at(situation.uncached as f64)?;
+        let computing = measured.prefill.at(situation.uncached_at_prefill as f64)?;
+        let local = local_line.at((situation.decode_queue + situation.uncached) as f64)?;
+        let computing_locally = local_line.at(situation.uncached as f64)?;
+        let remote = Cost {
+            first_token: prefill + transfer,
+            harm: computing * situation.queued as f64,
+        };
+        let local = Cost {
+            first_token: local,
+            harm: computing_locally * situation.streams as f64,
+        };
+        Some((remote, local))
+    };
+    let Some((remote, local)) = lines() else {
         return Place::Remote(Why::Unmeasured);
     };
-    let remote = prefill + transfer;
-    let harm = own * situation.streams as f64;
-    let why = Why::Predicted {
-        remote,
-        local,
-        harm,
-    };
-    if local + harm < remote {
+    let why = Why::Predicted { remote, local };
+    if local.total() < remote.total() {
         Place::Local(why)
     } else {
         Place::Remote(why)
@@ -317,6 +335,30 @@ mod tests {
             ..Situation::default()
         };
         assert!(Conditional::Auto.place(&queued, &measured).is_local());
+    }
+
+    #[test]
+    fn where_both_are_busy_a_prompt_goes_where_it_holds_up_fewer() {
+        let measured = Measured {
+            prefill: line(0.0, 2e-5),
+            transfer: line(0.006, 2e-6),
+            local: line(0.0, 2e-5),
+        };
+        // A load that one prefill worker cannot keep up with: prompts of 60 ms, of 128 requests most wait there.
+        let place = |queued: u64, streams| {
+            let situation = Situation {
+                uncached: 3000,
+                uncached_at_prefill: 3000,
+                prefill_queue: queued * 3000,
+                decode_queue: 0,
+                streams,
+                queued,
+            };
+            Conditional::Auto.place(&situation, &measured)
+        };
+        assert!(place(100, 28).is_local());
+        assert!(!place(10, 118).is_local());
+        assert!(!place(0, 1).is_local());
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod load;
 mod sessions;
 
 pub use caches::{Caches, Medium, Overlap, Overlaps, Source};
-pub use conditional::{Bounds, Conditional, Line, Measured, Place, Situation, Why};
+pub use conditional::{Bounds, Conditional, Cost, Line, Measured, Place, Situation, Why};
 pub use cost::{Cached, DECODING, Room, Terms, Weights};
 pub use decide::{Candidate, Choice, Measure, NoCandidates, Policy, Reason, Router, terms};
 pub use drift::Drift;

@@ -19,6 +19,8 @@ pub struct Load {
     /// Tokens that unfinished requests brought or generated themselves, without those expected in a cache: KV that
     /// is no other request's as well.
     pub kv_tokens: u64,
+    /// Requests that are generating: a prompt that is computed beside them holds each of them up.
+    pub generating: u64,
 }
 
 /// What a request brings.
@@ -44,6 +46,7 @@ struct Counters {
     prefill_tokens: AtomicU64,
     decode_tokens: AtomicU64,
     kv_tokens: AtomicU64,
+    generating: AtomicU64,
 }
 
 impl Ledger {
@@ -57,6 +60,7 @@ impl Ledger {
             prefill_tokens: self.counters.prefill_tokens.load(Ordering::Relaxed),
             decode_tokens: self.counters.decode_tokens.load(Ordering::Relaxed),
             kv_tokens: self.counters.kv_tokens.load(Ordering::Relaxed),
+            generating: self.counters.generating.load(Ordering::Relaxed),
         }
     }
 
@@ -82,6 +86,7 @@ impl Ledger {
             counters: Arc::clone(counters),
             stage,
             own,
+            generates: false,
         }
     }
 }
@@ -93,6 +98,8 @@ pub struct Booking {
     stage: Stage,
     /// Of `kv_tokens`.
     own: u64,
+    /// Counted as generating.
+    generates: bool,
 }
 
 /// What of a request is booked as tokens.
@@ -106,6 +113,10 @@ impl Booking {
     /// Records `count` generated tokens. The first call says that the prefill is done.
     pub fn generated(&mut self, count: usize) {
         let count = count as u64;
+        if !self.generates {
+            self.generates = true;
+            self.counters.generating.fetch_add(1, Ordering::Relaxed);
+        }
         let (tokens, grown) = match self.stage {
             Stage::Decode(tokens) => (tokens + count, count),
             Stage::Prefill { uncached, prompt } => {
@@ -135,6 +146,9 @@ impl Drop for Booking {
             .kv_tokens
             .fetch_sub(self.own, Ordering::Relaxed);
         self.counters.requests.fetch_sub(1, Ordering::Relaxed);
+        if self.generates {
+            self.counters.generating.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -142,12 +156,19 @@ impl Drop for Booking {
 mod tests {
     use super::*;
 
-    fn load(requests: u64, prefill_tokens: u64, decode_tokens: u64, kv_tokens: u64) -> Load {
+    /// - `requests`: all, and those that generate.
+    fn load(
+        (requests, generating): (u64, u64),
+        prefill_tokens: u64,
+        decode_tokens: u64,
+        kv_tokens: u64,
+    ) -> Load {
         Load {
             requests,
             prefill_tokens,
             decode_tokens,
             kv_tokens,
+            generating,
         }
     }
 
@@ -160,7 +181,7 @@ mod tests {
             prefilled: true,
         });
         booking.generated(2);
-        assert_eq!(ledger.load(), load(1, 0, 102, 72));
+        assert_eq!(ledger.load(), load((1, 1), 0, 102, 72));
         drop(booking);
         assert_eq!(ledger.load(), Load::default());
     }
@@ -175,11 +196,11 @@ mod tests {
         };
         let mut first = ledger.book(share(100, 60));
         let second = ledger.book(share(7, 0));
-        assert_eq!(ledger.load(), load(2, 47, 0, 47));
+        assert_eq!(ledger.load(), load((2, 0), 47, 0, 47));
 
         first.generated(1);
         first.generated(3);
-        assert_eq!(ledger.load(), load(2, 7, 104, 51));
+        assert_eq!(ledger.load(), load((2, 1), 7, 104, 51));
 
         drop(second);
         drop(first);

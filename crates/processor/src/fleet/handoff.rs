@@ -187,7 +187,8 @@ impl Fleet {
             // This request itself is booked already.
             prefill_queue: ahead.prefill_tokens.saturating_sub(prefill.uncached()),
             decode_queue: at_decode.prefill_tokens,
-            streams: at_decode.requests.saturating_sub(1),
+            streams: at_decode.generating,
+            queued: ahead.requests.saturating_sub(1),
         };
         self.conditional.place(&situation, &self.measured.lock())
     }
