@@ -52,10 +52,9 @@ def main():
                 # What is measured is learned here, and is not counted.
                 asyncio.run(load(topology.url, vocab, args, mix, 8, 32, seed=100))
                 for streams in args.streams:
-                    handed, moved = handed_off(topology.url), topology.moved()
+                    handed = handed_off(topology.url)
                     row = asyncio.run(load(topology.url, vocab, args, mix, streams, args.rounds * streams, seed=streams))
-                    row.update(mode=mode, mix=mix, streams=streams, handed=handed_off(topology.url) - handed,
-                               moved={key: value - moved[key] for key, value in topology.moved().items()})
+                    row.update(mode=mode, mix=mix, streams=streams, handed=handed_off(topology.url) - handed)
                     print(json.dumps(row), flush=True)
                     rows.append(row)
     table = render(rows)
@@ -143,14 +142,13 @@ async def load(url, vocab, args, mix, streams, requests, seed, output_tokens=OUT
 
 def render(rows):
     lines = [
-        "| prompts | streams | mode | TTFT p50 / p99, ms: short | long | ITL p50 / p99, ms | events/s | handed off | KV, GB/s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| prompts | streams | mode | TTFT p50 / p99, ms: short | long | ITL p50 / p99, ms | events/s | handed off |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     pair = lambda values, digits: f"{values[0]:.{digits}f} / {values[1]:.{digits}f}" if values else "-"
-    speed = lambda moved: f"{moved['bytes'] / moved['microseconds'] / 1e3:.0f}" if moved["microseconds"] else "-"
     for row in sorted(rows, key=lambda row: (list(MIXES).index(row["mix"]), row["streams"])):
         lines.append(f"| {row['mix']} | {row['streams']} | {row['mode']} | {pair(row['ttft_short'], 0)} | {pair(row['ttft_long'], 0)} "
-                     f"| {pair(row['itl'], 2)} | {row['rate']:,.0f} | {100 * row['handed'] / row['requests']:.0f} % | {speed(row['moved'])} |")
+                     f"| {pair(row['itl'], 2)} | {row['rate']:,.0f} | {100 * row['handed'] / row['requests']:.0f} % |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,11 @@
 //! probe of the hash table for its first block; the others are mostly found by comparing memory. Neighbourhood is
 //! only a guess, which the comparison checks: whatever it misses is asked of the table.
 //!
-//! A block costs 12 bytes here (name and set), an eighth more where places are free, and 7 to 13 in the table.
+//! A block that goes leaves its entry in the table behind, which then leads to a free place or to another block, as
+//! looking there shows; the table is made anew when too much of it is of that kind. So to forget blocks costs
+//! next to nothing.
+//!
+//! A block costs 12 bytes here (name and set), an eighth more where places are free, and 7 to 16 in the table.
 
 use std::hint::black_box;
 
@@ -17,16 +21,14 @@ use crate::BlockHash;
 /// other blocks.
 const PLACE_BITS: u32 = 26;
 const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
-/// Nothing was ever here. As a place these two are beyond [`MOST`].
+/// Nothing was ever here. As a place this is beyond [`MOST`].
 const EMPTY: u32 = u32::MAX;
-/// Something was here.
-const GONE: u32 = u32::MAX - 1;
 /// Blocks at most: 67 million, more than the GPU memory of a thousand workers holds.
-const MOST: usize = PLACE_MASK as usize - 2;
+const MOST: usize = PLACE_MASK as usize - 1;
 /// The end of the list of free places.
 const NONE: u32 = u32::MAX;
-/// Table entries that are read ahead of the blocks that need them, so that memory answers for several at once.
-const AHEAD: usize = 16;
+/// Blocks that are added at once, so that memory answers for the table entries of all of them together.
+const TOGETHER: usize = 16;
 /// Length of the smallest table.
 const LEAST: usize = 64;
 
@@ -42,24 +44,21 @@ pub(super) struct Blocks {
     free: u32,
     live: usize,
     table: Vec<u32>,
-    /// Entries of the table that are not [`EMPTY`].
+    /// Entries of the table that are not [`EMPTY`], of blocks that have gone as well.
     used: usize,
     /// Unknown to clients, who could otherwise choose prompts that meet at one entry.
     key: u64,
 }
 
-/// What became of a block that was to be added.
+/// What became of blocks that were to be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
+    /// The first one is here already.
     There(Place),
-    Added(Place),
+    /// So many lie side by side from here on, and are new; the next one may be here already.
+    Added(Place, usize),
     /// There is no room for more.
     Full,
-}
-
-/// Where the table was searched in vain.
-struct Vacancy {
-    at: usize,
 }
 
 impl Blocks {
@@ -112,7 +111,7 @@ impl Blocks {
         {
             return Some(guess);
         }
-        self.search(hash.0).ok().map(|(_, place)| place)
+        self.search(hash.0, self.mix(hash.0)).ok()
     }
 
     /// Returns how many of `hashes` lie side by side from `place` on with the same holders as the block there, at least
@@ -152,80 +151,64 @@ impl Blocks {
         same.count().max(1)
     }
 
-    /// Finds a block as [`Blocks::find`] does, after the one before it in the prefix; or else adds it there.
+    /// Finds the first of some blocks as [`Blocks::find`] does, after the one before it in the prefix; or else adds it
+    /// there, and what comes after it as well, as far as that is new.
+    ///
+    /// - `hashes`: not empty.
     pub(super) fn find_or_add(
         &mut self,
-        hash: BlockHash,
+        hashes: &[BlockHash],
         previous: Option<Place>,
         set: SetId,
     ) -> Found {
         let guess = previous.map_or(NONE, |previous| previous + 1) as usize;
-        if self.hashes.get(guess) == Some(&hash.0) && self.sets[guess] != SetId::NOBODY {
+        if self.hashes.get(guess) == Some(&hashes[0].0) && self.sets[guess] != SetId::NOBODY {
             return Found::There(guess as Place);
         }
-        self.reserve();
-        let vacancy = match self.search(hash.0) {
-            Ok((_, place)) => return Found::There(place),
-            Err(vacancy) => vacancy,
+        let hashes = &hashes[..hashes.len().min(TOGETHER)];
+        self.reserve(hashes.len());
+        let first = self.mix(hashes[0].0);
+        let vacant = match self.search(hashes[0].0, first) {
+            Ok(place) => return Found::There(place),
+            Err(vacant) => vacant,
         };
-        let Some(place) = self.take(previous) else {
+        let Some((place, count)) = self.room(previous, hashes.len()) else {
             return Found::Full;
         };
-        self.hashes[place as usize] = hash.0;
-        self.sets[place as usize] = set;
-        if self.table[vacancy.at] == EMPTY {
-            self.used += 1;
+        let hashes = &hashes[..count];
+        self.occupy(place, hashes);
+        self.enter(vacant, first, place, set);
+
+        // All of the memory is asked before any of it is needed.
+        let mut mixed = [0; TOGETHER];
+        let mut asked = 0;
+        for (mixed, hash) in mixed.iter_mut().zip(hashes).skip(1) {
+            *mixed = self.mix(hash.0);
+            asked ^= self.table[self.home(*mixed)];
         }
-        self.table[vacancy.at] = entry(self.mix(hash.0), place);
-        self.live += 1;
-        Found::Added(place)
+        black_box(asked);
+        let mut added = 1;
+        while added < count {
+            let Err(vacant) = self.search(hashes[added].0, mixed[added]) else {
+                break;
+            };
+            self.enter(vacant, mixed[added], place + added as u32, set);
+            added += 1;
+        }
+        self.vacate(place + added as u32, count - added);
+        self.live += added;
+        Found::Added(place, added)
     }
 
-    /// Removes the block at a place.
-    pub(super) fn free(&mut self, place: Place) {
-        let hash = self.hashes[place as usize];
-        if let Ok((at, _)) = self.search(hash) {
-            let next = if at + 1 == self.table.len() {
-                0
-            } else {
-                at + 1
-            };
-            // Nobody searches on from here if the next entry ends the search anyway.
-            if self.table[next] == EMPTY {
-                self.table[at] = EMPTY;
-                self.used -= 1;
-            } else {
-                self.table[at] = GONE;
-            }
-        }
-        self.sets[place as usize] = SetId::NOBODY;
-        self.link(place);
-        self.live -= 1;
+    /// Removes `count` blocks that lie side by side.
+    pub(super) fn free(&mut self, place: Place, count: usize) {
+        self.live -= count;
         if self.live == 0 {
             *self = Self::new(self.key);
+        } else {
+            self.vacate(place, count);
         }
     }
-
-    /// Reads what the next blocks will need, all of it at once: each by itself would wait for memory.
-    pub(super) fn read_ahead(&self, hashes: &[BlockHash]) {
-        if self.table.is_empty() {
-            return;
-        }
-        let mut seen = 0;
-        for hash in hashes.iter().take(AHEAD) {
-            let mixed = self.mix(hash.0);
-            let found = self.table[self.home(mixed)];
-            if (found ^ entry(mixed, 0)) & !PLACE_MASK == 0 {
-                let place = (found & PLACE_MASK) as usize;
-                seen ^= self.hashes.get(place).copied().unwrap_or_default();
-                seen ^= u64::from(self.sets.get(place).map_or(0, |set| set.0));
-            }
-        }
-        black_box(seen);
-    }
-
-    /// How many blocks [`Blocks::read_ahead`] looks at.
-    pub(super) const AHEAD: usize = AHEAD;
 
     fn mix(&self, hash: u64) -> u64 {
         hash.wrapping_mul(self.key)
@@ -236,29 +219,26 @@ impl Blocks {
         ((u128::from(mixed) * self.table.len() as u128) >> 64) as usize
     }
 
-    /// Returns the entry and place of a block, or the entry that would take it.
-    fn search(&self, hash: u64) -> Result<(usize, Place), Vacancy> {
+    /// Returns the place of a block, or the entry of the table that would take it.
+    fn search(&self, hash: u64, mixed: u64) -> Result<Place, usize> {
         let len = self.table.len();
         if len == 0 {
-            return Err(Vacancy { at: 0 });
+            return Err(0);
         }
-        let mixed = self.mix(hash);
         let tag = entry(mixed, 0);
         let mut at = self.home(mixed);
-        let mut gone = None;
         loop {
             let found = self.table[at];
             if found == EMPTY {
-                return Err(Vacancy {
-                    at: gone.unwrap_or(at),
-                });
+                return Err(at);
             }
-            if found == GONE {
-                gone = gone.or(Some(at));
-            } else if found & !PLACE_MASK == tag {
+            if found & !PLACE_MASK == tag {
                 let place = found & PLACE_MASK;
-                if self.hashes[place as usize] == hash {
-                    return Ok((at, place));
+                // The entry may be of a block that has gone, and its place free, taken by another, or none any more.
+                if self.hashes.get(place as usize) == Some(&hash)
+                    && self.sets[place as usize] != SetId::NOBODY
+                {
+                    return Ok(place);
                 }
             }
             at += 1;
@@ -268,18 +248,24 @@ impl Blocks {
         }
     }
 
-    /// Makes room for one more entry.
-    fn reserve(&mut self) {
+    /// Lets a block be found at a place that it was put into.
+    fn enter(&mut self, vacant: usize, mixed: u64, place: Place, set: SetId) {
+        self.table[vacant] = entry(mixed, place);
+        self.used += 1;
+        self.sets[place as usize] = set;
+    }
+
+    /// Makes room for more entries.
+    fn reserve(&mut self, count: usize) {
         // At most three fifths are used: a search in vain takes four looks, which lie side by side.
-        if (self.used + 1) * 5 <= self.table.len() * 3 {
-            return;
+        if (self.used + count) * 5 > self.table.len() * 3 {
+            self.rebuild();
         }
-        self.rebuild();
     }
 
     #[cold]
     fn rebuild(&mut self) {
-        let len = (self.live * 10 / 3).max(LEAST);
+        let len = (self.live * 4).max(LEAST);
         self.table = Vec::new();
         self.table = vec![EMPTY; len];
         self.used = 0;
@@ -301,34 +287,61 @@ impl Blocks {
         }
     }
 
-    /// Takes a free place.
-    fn take(&mut self, previous: Option<Place>) -> Option<Place> {
+    /// Finds free places side by side, for at most `count` blocks and at least one.
+    fn room(&self, previous: Option<Place>, count: usize) -> Option<(Place, usize)> {
+        let free_from = |place: Place| {
+            let sets = self.sets[place as usize..].iter().take(count);
+            (place, sets.take_while(|&&set| set == SetId::NOBODY).count())
+        };
         let after = previous.map_or(NONE, |previous| previous + 1);
         if self.sets.get(after as usize) == Some(&SetId::NOBODY) {
-            self.unlink(after);
-            return Some(after);
+            return Some(free_from(after));
         }
-        // A new place keeps a prefix together, which is worth an eighth of the memory.
-        let room = self.sets.len() < MOST;
-        let new =
-            after as usize == self.sets.len() && (self.sets.len() - self.live) * 8 < self.live;
-        if self.free != NONE && !(new && room) {
-            let place = self.free;
-            self.unlink(place);
-            return Some(place);
+        // New places keep a prefix together, which is worth an eighth of the memory.
+        let len = self.sets.len();
+        let more = MOST - len;
+        let new = after as usize == len && (len - self.live) * 8 < self.live;
+        if self.free != NONE && !(new && more > 0) {
+            return Some(free_from(self.free));
         }
-        if !room {
-            return None;
+        (more > 0).then_some((len as Place, count.min(more)))
+    }
+
+    /// Puts the names of blocks into places that [`Blocks::room`] found. They are not to be found there yet.
+    fn occupy(&mut self, place: Place, hashes: &[BlockHash]) {
+        let (from, count) = (place as usize, hashes.len());
+        let names = hashes.iter().map(|hash| hash.0);
+        if from < self.sets.len() {
+            for place in place..place + count as u32 {
+                self.unlink(place);
+            }
+            for (own, name) in self.hashes[from..].iter_mut().zip(names) {
+                *own = name;
+            }
+            return;
         }
-        if self.sets.len() == self.sets.capacity() {
+        if from + count > self.sets.capacity() {
             // By a quarter: what is free for long is memory that nobody uses.
-            let more = (self.sets.len() / 4).max(LEAST);
+            let more = (from / 4).max(LEAST);
             self.hashes.reserve_exact(more);
             self.sets.reserve_exact(more);
         }
-        self.hashes.push(0);
-        self.sets.push(SetId::NOBODY);
-        Some((self.sets.len() - 1) as u32)
+        self.hashes.extend(names);
+        self.sets.resize(from + count, SetId::NOBODY);
+    }
+
+    /// Makes places free.
+    fn vacate(&mut self, place: Place, count: usize) {
+        let end = place as usize + count;
+        if end == self.sets.len() && count > 0 {
+            self.hashes.truncate(place as usize);
+            self.sets.truncate(place as usize);
+            return;
+        }
+        self.sets[place as usize..end].fill(SetId::NOBODY);
+        for place in (place..place + count as u32).rev() {
+            self.link(place);
+        }
     }
 
     fn link(&mut self, place: Place) {
@@ -381,12 +394,14 @@ mod tests {
     }
 
     fn fill(blocks: &mut Blocks, hashes: &[BlockHash], set: SetId) {
-        let mut previous = None;
-        for hash in hashes {
-            let Found::Added(place) = blocks.find_or_add(*hash, previous, set) else {
-                panic!("{hash:?} was there");
+        let (mut previous, mut at) = (None, 0);
+        while at < hashes.len() {
+            let Found::Added(place, count) = blocks.find_or_add(&hashes[at..], previous, set)
+            else {
+                panic!("{:?} was there", hashes[at]);
             };
-            previous = Some(place);
+            previous = Some(place + count as u32 - 1);
+            at += count;
         }
     }
 
@@ -399,7 +414,7 @@ mod tests {
         assert_eq!(blocks.run(0, &one), 100);
         for hash in one.iter().rev() {
             let place = blocks.find(*hash, None).unwrap();
-            blocks.free(place);
+            blocks.free(place, 1);
         }
         fill(&mut blocks, &three, SetId::only(2));
         assert_eq!(blocks.places(), 200);
@@ -429,7 +444,7 @@ mod tests {
             fill(&mut blocks, &come, SetId::only(1));
             for hash in &come {
                 let place = blocks.find(*hash, None).unwrap();
-                blocks.free(place);
+                blocks.free(place, 1);
             }
         }
         assert!(blocks.memory() <= 1500 * 32, "{}", blocks.memory());

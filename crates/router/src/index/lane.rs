@@ -113,16 +113,12 @@ impl Lane {
         let (mut at, mut new) = (0, 0);
         let mut previous: Option<Place> = None;
         let mut change = Change::default();
-        let mut read = 0;
         while at < hashes.len() {
-            let place = match self.blocks.find_or_add(hashes[at], previous, only) {
+            let place = match self.blocks.find_or_add(&hashes[at..], previous, only) {
                 Found::There(place) => place,
-                Found::Added(place) => {
-                    (previous, at, new) = (Some(place), at + 1, new + 1);
-                    if at > read {
-                        self.blocks.read_ahead(&hashes[at..]);
-                        read = at + Blocks::AHEAD - 1;
-                    }
+                Found::Added(place, count) => {
+                    previous = Some(place + count as u32 - 1);
+                    (at, new) = (at + count, new + count as u64);
                     continue;
                 }
                 // What is not noted is at worst computed again.
@@ -158,12 +154,7 @@ impl Lane {
         let (mut at, mut gone) = (0, 0);
         let mut guess: Option<Place> = None;
         let mut change = Change::default();
-        let mut read = 0;
         while at < hashes.len() {
-            if at >= read {
-                self.blocks.read_ahead(&hashes[at..]);
-                read = at + Blocks::AHEAD;
-            }
             let Some(place) = self.blocks.find(hashes[at], guess) else {
                 at += 1;
                 continue;
@@ -352,9 +343,7 @@ impl Lane {
     /// Changes the holders of blocks that lie side by side, and forgets those without any.
     fn put(&mut self, place: Place, count: usize, from: SetId, to: SetId) {
         if to == SetId::NOBODY {
-            for place in (place..place + count as u32).rev() {
-                self.blocks.free(place);
-            }
+            self.blocks.free(place, count);
         } else {
             self.blocks.put(place, count, to);
         }
