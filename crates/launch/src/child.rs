@@ -1,7 +1,7 @@
 //! One child process: started in its own process group, its output filed and shown, ended for good.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -30,6 +30,8 @@ pub(crate) struct Line {
 pub(crate) struct Child {
     pub(crate) spec: Spec,
     pub(crate) log: PathBuf,
+    /// Where in the log this life of the process begins.
+    begins: u64,
     pid: Pid,
     process: TokioChild,
 }
@@ -42,6 +44,7 @@ impl Child {
     pub(crate) fn start(spec: Spec, dir: &Path, lines: mpsc::Sender<Line>) -> io::Result<Child> {
         let log = dir.join(format!("{}.log", spec.name));
         let file = File::options().create(true).append(true).open(&log)?;
+        let begins = file.metadata()?.len();
         let launcher = nix::unistd::getpid();
         let mut command = Command::new(&spec.program);
         command
@@ -52,6 +55,10 @@ impl Child {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        // What a child cannot do is told in words: the stack says nothing more, unless somebody asks for it.
+        if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+            command.env("RUST_LIB_BACKTRACE", "0");
+        }
         // A topology says itself what each of its workers is.
         for name in DISAGGREGATION_MODE {
             command.env_remove(name);
@@ -89,6 +96,7 @@ impl Child {
         Ok(Child {
             spec,
             log,
+            begins,
             pid: Pid::from_raw(pid as i32),
             process,
         })
@@ -106,6 +114,11 @@ impl Child {
     /// Waits for the end of the process. Cancel safe.
     pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
         self.process.wait().await
+    }
+
+    /// Returns the end of what it has printed.
+    pub(crate) fn last_lines(&self) -> String {
+        last_lines(&self.log, self.begins)
     }
 
     /// Returns the exit status if the process has ended.
@@ -134,11 +147,18 @@ pub(crate) fn note(log: &Path, line: &str) {
     }
 }
 
-/// Returns the end of a log, without the stack that `RUST_BACKTRACE` adds to an error.
-pub(crate) fn last_lines(log: &Path) -> String {
-    let text = fs::read(log)
-        .map(|b| String::from_utf8_lossy(&b).into_owned())
-        .unwrap_or_default();
+/// Returns the end of a log, without the stack that `RUST_LIB_BACKTRACE` adds to an error.
+///
+/// - `begins`: bytes of it that are older.
+fn last_lines(log: &Path, begins: u64) -> String {
+    let read = || {
+        let mut file = File::open(log)?;
+        file.seek(io::SeekFrom::Start(begins))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        io::Result::Ok(bytes)
+    };
+    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
     let mut lines: Vec<&str> = text.trim_end().lines().collect();
     if let Some(stack) = lines.iter().rposition(|line| *line == "Stack backtrace:")
         && lines[stack + 1..].iter().all(|line| line.starts_with(' '))
@@ -177,6 +197,8 @@ async fn forward(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -185,9 +207,9 @@ mod tests {
         let stack = format!("\nStack backtrace:\n{}", "   0: f\n".repeat(40));
         let error = "Error: bind\n\nCaused by:\n    taken\n";
         fs::write(log.path(), format!("{error}{stack}")).unwrap();
-        assert_eq!(last_lines(log.path()), error);
+        assert_eq!(last_lines(log.path(), 0), error);
         // That of an earlier run hides nothing.
         fs::write(log.path(), format!("{error}{stack}started\n")).unwrap();
-        assert!(last_lines(log.path()).ends_with("f\nstarted"));
+        assert!(last_lines(log.path(), 0).ends_with("f\nstarted"));
     }
 }

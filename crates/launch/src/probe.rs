@@ -77,6 +77,7 @@ impl Probe {
                 .collect(),
             refused: unused
                 .into_iter()
+                .filter(|unused| !unused.passing)
                 .map(|unused| (unused.worker, unused.reason))
                 .collect(),
         }
@@ -99,7 +100,7 @@ impl Probe {
 pub(crate) struct Known {
     /// Those that it can send requests to.
     pub(crate) ready: HashSet<String>,
-    /// Those that it does not use, and why.
+    /// Those that it will not use, and why.
     pub(crate) refused: HashMap<String, String>,
 }
 
@@ -114,6 +115,7 @@ struct Workers {
 struct Unused {
     worker: String,
     reason: String,
+    passing: bool,
 }
 
 #[derive(Deserialize)]

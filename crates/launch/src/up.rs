@@ -131,6 +131,9 @@ impl Session {
                     let statuses = statuses(fleet, &probe).await;
                     fleet.observe(&statuses);
                     self.table.show(&rows(fleet, &statuses));
+                    if !announced {
+                        unrefused(fleet, &probe).await?;
+                    }
                     if !announced && serves(fleet, &statuses) {
                         announced = true;
                         fleet.set_serving();
@@ -255,6 +258,30 @@ fn rows<'a>(fleet: &Fleet, statuses: &'a [Option<Status>]) -> Vec<Row<'a>> {
 fn serves(fleet: &Fleet, statuses: &[Option<Status>]) -> bool {
     let ready = fleet.members().iter().all(|member| member.ready);
     ready && statuses[0].as_ref().is_some_and(|s| !s.models.is_empty())
+}
+
+/// Says which worker the processor does not use, and why: a topology of which it is part will not serve as it was meant
+/// to, however long one waits.
+async fn unrefused(fleet: &Fleet, probe: &Probe) -> Result<()> {
+    let Some(url) = fleet
+        .members()
+        .first()
+        .and_then(|member| member.system_url())
+    else {
+        return Ok(());
+    };
+    // Nobody is refused before it is ready.
+    if !fleet.members().iter().skip(1).any(|member| member.ready) {
+        return Ok(());
+    }
+    let known = probe.workers(&url).await;
+    for member in fleet.members() {
+        let refused = member.worker.as_ref().and_then(|id| known.refused.get(id));
+        if let Some(reason) = refused {
+            bail!("the processor does not use {}: {reason}", member.name());
+        }
+    }
+    Ok(())
 }
 
 /// Ctrl-C and SIGTERM, as events.

@@ -146,6 +146,6 @@ fn last_words(child: &Child, status: ExitStatus) -> String {
         child.spec.name,
         child::describe(status),
         child.log.display(),
-        child::last_lines(&child.log)
+        child.last_lines()
     )
 }

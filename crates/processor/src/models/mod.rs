@@ -78,6 +78,8 @@ pub struct Unused {
     pub model: String,
     /// Why.
     pub reason: String,
+    /// Whether that may pass by itself.
+    pub passing: bool,
 }
 
 /// The models that are served here.

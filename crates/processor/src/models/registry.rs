@@ -14,6 +14,7 @@ use stator_common::card::{self, Card, Role};
 use stator_common::discovery::{Event, Watch};
 use stator_common::plane::tcp::{Client, ClientConfig};
 use stator_common::{BlobHash, WorkerId};
+use stator_text::{reasoning, tools};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
 
@@ -200,6 +201,7 @@ impl Registry {
         let Some(id) = card.model.names.first() else {
             return Err("its model has no name".to_owned());
         };
+        check_parsers(&card.model)?;
         if let Some(group) = self.groups.get(id) {
             if group.fingerprint == card.model.fingerprint() {
                 return Ok(());
@@ -300,14 +302,14 @@ impl Registry {
                     snapshot.loading.extend(group.model.names.iter().cloned());
                     snapshot
                         .unused
-                        .extend(unused(group, "its model is still being loaded"));
+                        .extend(unused(group, "its model is still being loaded", true));
                 }
                 GroupState::Failed(reason) => {
                     let names = group.model.names.iter();
                     snapshot
                         .failed
                         .extend(names.map(|name| (name.clone(), reason.clone())));
-                    snapshot.unused.extend(unused(group, reason));
+                    snapshot.unused.extend(unused(group, reason, false));
                 }
             }
         }
@@ -323,6 +325,7 @@ impl Registry {
                     .cloned()
                     .unwrap_or_default(),
                 reason: refused.reason.clone(),
+                passing: false,
             }
         }));
         snapshot.unused.sort_by(|a, b| a.worker.cmp(&b.worker));
@@ -330,11 +333,12 @@ impl Registry {
     }
 }
 
-fn unused(group: &Group, reason: &str) -> impl Iterator<Item = Unused> {
+fn unused(group: &Group, reason: &str, passing: bool) -> impl Iterator<Item = Unused> {
     group.workers.iter().map(move |worker| Unused {
         worker: worker.id().clone(),
         model: group.model.names[0].clone(),
         reason: reason.to_owned(),
+        passing,
     })
 }
 
@@ -378,4 +382,15 @@ fn now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
+}
+
+/// Says why answers of a model could not be read: vLLM's own server does not start with such a name, either.
+fn check_parsers(model: &card::Model) -> Result<(), String> {
+    if let Some(name) = &model.tool_call_parser {
+        tools::check(name).map_err(|error| error.to_string())?;
+    }
+    if let Some(name) = &model.reasoning_parser {
+        reasoning::check(name).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }

@@ -20,6 +20,7 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Value> {
             "worker": unused.worker,
             "model": unused.model,
             "reason": unused.reason,
+            "passing": unused.passing,
         })
     });
     Json(json!({

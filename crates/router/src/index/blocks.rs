@@ -269,21 +269,30 @@ impl Blocks {
         self.table = Vec::new();
         self.table = vec![EMPTY; len];
         self.used = 0;
-        for place in 0..self.sets.len() {
-            if self.sets[place] == SetId::NOBODY {
-                continue;
+        let mut mixed = [0; TOGETHER];
+        for from in (0..self.sets.len()).step_by(TOGETHER) {
+            let count = TOGETHER.min(self.sets.len() - from);
+            let mut asked = 0;
+            for (mixed, hash) in mixed.iter_mut().zip(&self.hashes[from..from + count]) {
+                *mixed = self.mix(*hash);
+                asked ^= self.table[self.home(*mixed)];
             }
-            let hash = self.hashes[place];
-            let mixed = self.mix(hash);
-            let mut at = self.home(mixed);
-            while self.table[at] != EMPTY {
-                at += 1;
-                if at == len {
-                    at = 0;
+            black_box(asked);
+            for at in 0..count {
+                let place = from + at;
+                if self.sets[place] == SetId::NOBODY {
+                    continue;
                 }
+                let mut vacant = self.home(mixed[at]);
+                while self.table[vacant] != EMPTY {
+                    vacant += 1;
+                    if vacant == len {
+                        vacant = 0;
+                    }
+                }
+                self.table[vacant] = entry(mixed[at], place as u32);
+                self.used += 1;
             }
-            self.table[at] = entry(mixed, place as u32);
-            self.used += 1;
         }
     }
 

@@ -182,6 +182,24 @@ impl UnknownReasoningParser {
     }
 }
 
+/// Says whether a parser has this name.
+///
+/// # Errors
+/// [`UnknownReasoningParser`].
+pub fn check(name: &str) -> Result<(), UnknownReasoningParser> {
+    find(name).map(|_| ())
+}
+
+fn find(name: &str) -> Result<&'static Format, UnknownReasoningParser> {
+    let mut formats = FORMATS.iter();
+    let unknown = || UnknownReasoningParser {
+        name: name.to_owned(),
+    };
+    formats
+        .find(|format| format.name == name)
+        .ok_or_else(unknown)
+}
+
 /// Returns the names of all parsers.
 pub fn names() -> Vec<&'static str> {
     FORMATS.iter().map(|format| format.name).collect()
@@ -229,10 +247,7 @@ impl ReasoningParser {
         let unknown = || UnknownReasoningParser {
             name: name.to_owned(),
         };
-        let format = FORMATS
-            .iter()
-            .find(|format| format.name == name)
-            .ok_or_else(unknown)?;
+        let format = find(name)?;
         let by_habit = match format.begins {
             Begins::Reasoning => true,
             Begins::ReasoningUnlessOff => thinking != Some(false),

@@ -153,6 +153,21 @@ impl ToolParserError {
     }
 }
 
+/// Says whether a parser has this name.
+///
+/// # Errors
+/// [`ToolParserError::Unknown`].
+pub fn check(name: &str) -> Result<(), ToolParserError> {
+    let unknown = || ToolParserError::Unknown {
+        name: name.to_owned(),
+    };
+    find(name).map(|_| ()).ok_or_else(unknown)
+}
+
+fn find(name: &str) -> Option<&'static Format> {
+    FORMATS.iter().find(|format| format.name == name)
+}
+
 /// Returns the names of all parsers.
 pub fn names() -> Vec<&'static str> {
     FORMATS.iter().map(|format| format.name).collect()
@@ -189,10 +204,7 @@ impl ToolParser {
         let unknown = || ToolParserError::Unknown {
             name: name.to_owned(),
         };
-        let format = FORMATS
-            .iter()
-            .find(|format| format.name == name)
-            .ok_or_else(unknown)?;
+        let format = find(name).ok_or_else(unknown)?;
         let inner = registry()
             .registry()
             .create_parser(format.parser)

@@ -10,10 +10,14 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
         let found = format!("the files of '{}' are not on this machine", config.model);
         let remedy = "name the model's folder, or fetch it into the Hugging Face cache: the worker serves the \
                       tokenizer from there";
+        // Names in the Hugging Face hub begin with a letter or a digit.
+        let is_path = config.model.starts_with(['.', '/', '~']);
         return vec![match config.engine_kind() {
             // The engine fetches it.
-            EngineKind::Vllm => Finding::warning("model", found, remedy),
-            EngineKind::Sim | EngineKind::Attach => Finding::error("model", found, remedy),
+            EngineKind::Vllm if !is_path => Finding::warning("model", found, remedy),
+            EngineKind::Vllm | EngineKind::Sim | EngineKind::Attach => {
+                Finding::error("model", found, remedy)
+            }
         }];
     };
     let tensor = size(&Given::read(&config.engine_args), "tensor-parallel-size");
