@@ -4,10 +4,11 @@
 //! what was sent to them ([`approx`]). A caller lists the [`Candidate`]s (a worker, or one data-parallel rank of it,
 //! with what is booked on it and what it has cached), asks [`Router::choose`], and books the request with
 //! [`Ledger::book`] before it lets go of the router, so that the next decision sees this one. Where prefill and
-//! decode are different workers, [`Conditional`] says whether a prompt is worth that. No I/O, no clock;
-//! randomness comes from a seed.
+//! decode are different workers, [`Conditional`] says whether a prompt is worth that, and a [`Backlog`] which
+//! of the prompts that wait a free target takes. No I/O, no clock; randomness comes from a seed.
 
 pub mod approx;
+pub mod backlog;
 mod caches;
 mod conditional;
 mod cost;
@@ -18,6 +19,7 @@ pub mod index;
 mod load;
 mod sessions;
 
+pub use backlog::{Backlog, Fit};
 pub use caches::{Caches, Medium, Overlap, Overlaps, Source};
 pub use conditional::{Bounds, Conditional, Line, Measured, Place, Situation, Why};
 pub use cost::{Cached, DECODING, Room, Terms, Weights};

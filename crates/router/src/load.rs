@@ -21,6 +21,19 @@ pub struct Load {
     pub kv_tokens: u64,
 }
 
+impl std::ops::Add for Load {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            prefill_tokens: self.prefill_tokens.saturating_add(other.prefill_tokens),
+            decode_tokens: self.decode_tokens.saturating_add(other.decode_tokens),
+            kv_tokens: self.kv_tokens.saturating_add(other.kv_tokens),
+        }
+    }
+}
+
 /// What a request brings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {

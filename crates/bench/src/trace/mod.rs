@@ -4,9 +4,11 @@
 //! workers takes seconds and equal seeds give equal figures.
 
 mod engine;
+mod prefill;
 mod run;
 mod workload;
 
+use prefill::{Dispatch, Setting};
 use run::{Chooser, Outcome};
 use stator_router::Weights;
 use workload::Workload;
@@ -26,6 +28,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
+    /// Compares ways to give prompts to prefill workers instead: pushed at once, or waiting at the processor until one
+    /// has room. The workers get as many requests each as so many that also generate.
+    #[arg(long, value_name = "FACTOR", value_delimiter = ',')]
+    prefill: Vec<f64>,
+
+    /// With --prefill: processors in front of the workers; several numbers, several fleets.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
+    processors: Vec<usize>,
+
     /// Weights of a decoded token to compare, beside the policies.
     #[arg(long, value_name = "WEIGHT", value_delimiter = ',')]
     decode_weights: Vec<f64>,
@@ -33,6 +44,9 @@ pub(crate) struct Options {
 
 /// Simulates and prints Markdown.
 pub(crate) fn run(options: &Options) {
+    if !options.prefill.is_empty() {
+        return run_prefill(options);
+    }
     for workload in Workload::ALL {
         for &workers in &options.workers {
             let requests = workload.requests(options.simulated, workers, options.seed);
@@ -62,6 +76,52 @@ pub(crate) fn run(options: &Options) {
                 .map_or(0.0, |at| outcomes[at].mean());
             for (chooser, outcome) in choosers.iter().zip(&outcomes) {
                 print(*chooser, outcome, oracle);
+            }
+        }
+    }
+}
+
+/// Simulates prefill workers and prints Markdown.
+fn run_prefill(options: &Options) {
+    println!(
+        "| | workers | load | processors | seed | dispatch | TTFT p50, s | p99, s | mean, s | hits | balance |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |");
+    for workload in Workload::ALL {
+        for &workers in &options.workers {
+            for &factor in &options.prefill {
+                let served = (workers as f64 * factor) as usize;
+                let requests = workload.requests(options.simulated, served, options.seed);
+                for &processors in &options.processors {
+                    for (name, dispatch, sync) in [
+                        ("push", Dispatch::Push, false),
+                        ("push, synced", Dispatch::Push, true),
+                        ("queue", Dispatch::Queue, false),
+                        ("queue, synced", Dispatch::Queue, true),
+                    ] {
+                        if sync && processors == 1 {
+                            continue;
+                        }
+                        let setting = Setting {
+                            workers,
+                            processors,
+                            dispatch,
+                            sync,
+                            seed: options.seed,
+                        };
+                        let outcome = prefill::run(&requests, setting);
+                        println!(
+                            "| {} | {workers} | {factor} | {processors} | {} | {name} | {:.3} | {:.3} | {:.3} | {:.1} % | {:.2} |",
+                            workload.name(),
+                            options.seed,
+                            outcome.ttft(0.5),
+                            outcome.ttft(0.99),
+                            outcome.mean(),
+                            100.0 * outcome.hits,
+                            outcome.balance,
+                        );
+                    }
+                }
             }
         }
     }

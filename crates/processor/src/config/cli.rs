@@ -9,6 +9,7 @@ use serde::Serialize;
 use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret, Variables, duration};
 
 use super::{ConditionalMode, ConfigError, ReasoningField, SessionAffinity};
+use crate::fleet::PrefillDispatch;
 use crate::pool::RouterMode;
 
 /// Flags of the processor alone that the environment may give. The `DYN_*` names are Dynamo's (frontend, 1.6).
@@ -48,6 +49,8 @@ pub(super) const ENVIRONMENT: Variables = Variables(&[
         "disagg-max-prefill-queue",
         &["STATOR_DISAGG_MAX_PREFILL_QUEUE"],
     ),
+    ("prefill-dispatch", &["STATOR_PREFILL_DISPATCH"]),
+    ("prefill-queue-limit", &["STATOR_PREFILL_QUEUE_LIMIT"]),
     (
         "trust-request-chat-template",
         &["STATOR_TRUST_REQUEST_CHAT_TEMPLATE"],
@@ -233,9 +236,20 @@ pub struct Settings {
     #[arg(long, value_name = "TOKENS", help_heading = "Disaggregation")]
     disagg_min_prefill_tokens: Option<u64>,
 
-    /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute.
+    /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute (with
+    /// --prefill-dispatch queue: while more than this wait per prefill worker, here and there).
     #[arg(long, value_name = "TOKENS", help_heading = "Disaggregation")]
     disagg_max_prefill_queue: Option<u64>,
+
+    /// When a prompt is given to a prefill worker: push (at once, to the one where it costs least, and it waits there)
+    /// or queue (when one has room; until then it waits here, and free workers take what they have in their cache first,
+    /// within bounds) [default: push].
+    #[arg(long, value_name = "WHEN", help_heading = "Disaggregation")]
+    prefill_dispatch: Option<PrefillDispatch>,
+
+    /// With --prefill-dispatch queue: prompts of a model that may wait here; more are refused with 429 [default: 8192].
+    #[arg(long, value_name = "N", help_heading = "Disaggregation")]
+    prefill_queue_limit: Option<usize>,
 
     /// Name of the field that carries a reasoning model's thoughts [default: reasoning_content].
     #[arg(long, value_name = "NAME", help_heading = "Answers")]

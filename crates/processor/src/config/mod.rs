@@ -15,6 +15,7 @@ pub use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret};
 
 use stator_router::{Bounds, Conditional, DECODING};
 
+use crate::fleet::{PrefillDispatch, Rules};
 use crate::pool::{RouterMode, Routing};
 
 pub use cli::{Cli, Settings, command};
@@ -104,6 +105,11 @@ pub struct Config {
     /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disagg_max_prefill_queue: Option<u64>,
+    /// When a prompt is given to a prefill worker. Default `push`.
+    pub prefill_dispatch: PrefillDispatch,
+    /// Prompts that may wait at the processor for prefill workers, per model; more are refused with 429. Default 8192: some
+    /// minutes' work for eight workers.
+    pub prefill_queue_limit: usize,
     /// Name of the field that carries a reasoning model's thoughts. Default `reasoning_content`.
     pub reasoning_field_name: ReasoningField,
     /// Whether requests may bring chat templates of their own. A template is bounded in time but not in
@@ -143,6 +149,8 @@ impl Default for Config {
             conditional_disagg: None,
             disagg_min_prefill_tokens: None,
             disagg_max_prefill_queue: None,
+            prefill_dispatch: PrefillDispatch::Push,
+            prefill_queue_limit: 8192,
             reasoning_field_name: ReasoningField::ReasoningContent,
             trust_request_chat_template: false,
         }
@@ -189,6 +197,15 @@ impl Config {
                 SessionAffinity::Off => Duration::ZERO,
                 SessionAffinity::Header | SessionAffinity::User => SESSION_TTL,
             },
+        }
+    }
+
+    /// Returns how prompts come to prefill workers.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            conditional: self.conditional(),
+            dispatch: self.prefill_dispatch,
+            most_waiting: self.prefill_queue_limit,
         }
     }
 

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use stator_common::WorkerId;
 use stator_common::proto::worker::GenerateRequest;
 use stator_router::{
-    BlockHash, Candidate, Overlaps, Policy, Reason, Router, Sessions, Share, Terms, terms,
+    BlockHash, Candidate, Fit, Overlaps, Policy, Reason, Router, Sessions, Share, Terms, terms,
 };
 use tracing::debug;
 
@@ -29,6 +29,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) preferred: Option<&'a WorkerId>,
     /// The worker at the other end of the hand-off.
     pub(crate) partner: Option<&'a Worker>,
+    /// Those that may have it; absent: all.
+    pub(crate) among: Option<&'a [Arc<Target>]>,
     /// Whether the prompt is computed elsewhere.
     pub(crate) prefilled: bool,
     /// Whether all of the prompt will be in the cache by then, whatever is known of it.
@@ -46,6 +48,7 @@ impl<'a> Ask<'a> {
             tried,
             preferred: None,
             partner: None,
+            among: None,
             prefilled: false,
             cached: false,
         }
@@ -56,7 +59,8 @@ impl<'a> Ask<'a> {
         self.request.prompt_tokens.len() / size_of::<u32>()
     }
 
-    fn takes(&self, target: &Target) -> bool {
+    /// Says whether a target may have it, whatever state that is in.
+    pub(crate) fn takes(&self, target: &Target) -> bool {
         let asked = self.request.dp_rank;
         !self.tried.iter().any(|failed| failed.covers(target))
             && self
@@ -64,6 +68,9 @@ impl<'a> Ask<'a> {
                 .is_none_or(|pinned| target.worker.id() == pinned)
             && asked.is_none_or(|rank| target.dp_rank.is_none_or(|own| own == rank))
             && self.partner.is_none_or(|other| target.worker.fits(other))
+            && self
+                .among
+                .is_none_or(|among| among.iter().any(|one| std::ptr::eq(&**one, target)))
     }
 
     fn session(&self) -> Option<u64> {
@@ -186,6 +193,47 @@ impl Pool {
             .collect()
     }
 
+    /// Says whether somebody is there who may have a request.
+    pub(crate) fn has(&self, ask: &Ask<'_>) -> bool {
+        let targets = self.targets.load();
+        targets
+            .iter()
+            .any(|target| target.availability() != Availability::Absent && ask.takes(target))
+    }
+
+    /// Returns what a target has of a prompt, beside the others.
+    pub(crate) fn fit(&self, ask: &Ask<'_>, target: &Target) -> Fit {
+        self.cached(ask, |entry| std::ptr::eq(entry, target))
+    }
+
+    /// Returns the tokens of a prompt that whoever has most of it would have to compute.
+    pub(crate) fn least_work(&self, ask: &Ask<'_>) -> u64 {
+        let most = self.cached(ask, |_| false).most;
+        (ask.tokens() as u64).saturating_sub(most)
+    }
+
+    /// Returns what one target and the best of all have of a prompt.
+    fn cached(&self, ask: &Ask<'_>, is_it: impl Fn(&Target) -> bool) -> Fit {
+        let mut fit = Fit::default();
+        let Some(knowledge) = self.knowledge.as_ref().filter(|_| !ask.blocks.is_empty()) else {
+            return fit;
+        };
+        let mut deciding = self.deciding.lock();
+        let overlaps = &mut deciding.overlaps;
+        knowledge.overlaps(ask.blocks, ask.tokens(), overlaps);
+        for target in self.targets.load().iter() {
+            let Some(entry) = target.entry() else {
+                continue;
+            };
+            let cached = entry.cached(overlaps).device;
+            fit.most = fit.most.max(cached);
+            if is_it(target) {
+                fit.cached = cached;
+            }
+        }
+        fit
+    }
+
     fn candidates<'a>(
         &self,
         open: &Open<'a>,
@@ -199,7 +247,7 @@ impl Pool {
         open.iter()
             .map(|target| {
                 let mut candidate =
-                    Candidate::new(target.worker.id(), target.dp_rank, target.ledger.load());
+                    Candidate::new(target.worker.id(), target.dp_rank, target.load());
                 candidate.room = target.room;
                 if let (Some(_), Some(entry)) = (knowledge, target.entry()) {
                     candidate.cached = entry.cached(overlaps);

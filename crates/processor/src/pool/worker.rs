@@ -10,7 +10,7 @@ use stator_common::events::ViewId;
 use stator_common::plane::tcp::{Client, State};
 use stator_common::proto::worker::Load;
 use stator_common::{Code, WorkerId};
-use stator_router::{Ledger, Room};
+use stator_router::{Ledger, Room, backlog};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -244,6 +244,17 @@ impl Target {
                 entry: knowledge.map(|knowledge| Entry::new(knowledge, view, blocks)),
             }
         })
+    }
+
+    /// Returns what is known to be booked on it.
+    pub fn load(&self) -> stator_router::Load {
+        self.ledger.load()
+    }
+
+    /// Says whether it is to be given a prompt to compute now.
+    pub(crate) fn has_prefill_room(&self) -> bool {
+        let step = self.worker.card.model.max_num_batched_tokens;
+        backlog::has_room(&self.load(), self.room, step.into())
     }
 
     /// Says whether it may get a request now.

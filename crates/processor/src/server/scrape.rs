@@ -117,6 +117,18 @@ fn write_workers(text: &mut String, models: &[Arc<Model>]) {
     }
     head(
         text,
+        "prefill_queue_requests",
+        "gauge",
+        "Prompts that wait at the processor for a prefill worker with room",
+    );
+    for model in models {
+        if let Some((requests, _)) = model.fleet.waiting() {
+            let labels = [("model", model.id.as_str())];
+            sample(text, "prefill_queue_requests", &labels, requests);
+        }
+    }
+    head(
+        text,
         "model_ready",
         "gauge",
         "Whether a worker can answer for the model",

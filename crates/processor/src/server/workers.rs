@@ -34,6 +34,10 @@ fn entry(model: &Model) -> Value {
     json!({
         "model": model.id,
         "names": model.card.names,
+        "prefill_queue": model.fleet.waiting().map(|(requests, tokens)| json!({
+            "requests": requests,
+            "tokens": tokens,
+        })),
         "targets": targets.iter().map(|target| describe(target)).collect::<Vec<_>>(),
     })
 }

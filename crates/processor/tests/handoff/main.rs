@@ -5,6 +5,7 @@ mod chain;
 mod failures;
 mod ids;
 mod leaving;
+mod queue;
 mod stage;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "some of it is for the tests of the front alone")]
