@@ -1,21 +1,23 @@
 //! Prompts that wait until a target has room, and which of them it takes.
 //!
-//! Late binding: nothing is sent to a target that could not begin it soon, so a prompt that waits goes to whoever is
-//! free first, and one that a worker could not finish is not stuck behind it. What caches hold is a preference within
-//! bounds: a free target takes, of the first [`WINDOW`] prompts that it may have, the one that it has more of than
-//! everybody else ([`Fit`]), but no prompt is overtaken more than [`PASSES`] times by later ones that go to targets which
-//! could have had it. Who waits, what they are told, and when a target is asked, is the caller's.
+//! Late binding: nothing is sent to a target that could not begin it soon, so a prompt that waits goes to whoever can have
+//! it ready first as things are then, and one that a worker could not finish is not stuck behind it. The decision is made
+//! anew whenever something changes: prompts, in their order, are laid on targets in thought, each where it would be
+//! ready first after what is there already; of those that a target with room would get, it takes the one that it
+//! has most of. So a prompt also waits for a busy target, while that is quicker than to compute elsewhere what is
+//! cached there. But none is overtaken more than [`PASSES`] times: then whoever has room takes it. Who waits, what they are
+//! told, and when targets are asked, is the caller's.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
+
+use smallvec::SmallVec;
 
 use crate::cost::Room;
 use crate::load::Load;
 
-/// Prompts that a free target looks at. More find a little more in caches and take longer to decide.
+/// Prompts that are looked at. More find a little more in caches and take longer to decide.
 pub const WINDOW: usize = 16;
-/// Times that a prompt is overtaken, at most. As many as are looked at: what waits longer than that is as old as all of
-/// them together.
+/// Times that a prompt is overtaken, at most: as many as are looked at.
 pub const PASSES: u32 = 16;
 /// Steps' worth of prompts that a target is given: the one that runs and the next, so that it is not idle while the
 /// answer of the first is on its way here and another prompt on its way there.
@@ -30,21 +32,35 @@ pub fn has_room(load: &Load, room: Room, step: u64) -> bool {
     load.requests < room.requests && load.prefill_tokens < STEPS.saturating_mul(step).max(1)
 }
 
+/// A target that could take prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seat {
+    /// Tokens that it has to compute before.
+    pub queued: u64,
+    /// Whether it is to be given a prompt now ([`has_room`]).
+    pub room: bool,
+}
+
 /// What a target has of a prompt, in tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fit {
     /// In its cache.
     pub cached: u64,
-    /// In the cache of whoever has most of it, busy or not.
-    pub most: u64,
+    /// To be computed there.
+    pub uncached: u64,
 }
 
-impl Fit {
-    /// Orders fits: what is lost by not waiting for whoever has most, the least first; among equals, what is found.
-    fn rank(self) -> (u64, Reverse<u64>) {
-        (self.most.saturating_sub(self.cached), Reverse(self.cached))
-    }
+/// A prompt whose turn it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// The prompt.
+    pub place: Place,
+    /// The targets with room where it is ready first, equally soon; never empty.
+    pub targets: Targets,
 }
+
+/// Numbers of targets.
+pub type Targets = SmallVec<[usize; 16]>;
 
 /// Where a prompt stands: lower places were there before. A prompt that comes back takes its place again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,37 +112,56 @@ impl<T> Backlog<T> {
         self.tokens += tokens;
     }
 
-    /// Returns who is next: the first that one of several free targets may have, or, if only one target is free, the one
-    /// that fits it best within the bounds. Absent: none of these targets may have any that waits.
+    /// Returns whose turn it is. Absent: nobody waits whom a target with room may have, or who is not ready sooner by
+    /// waiting for another.
     ///
-    /// - `free`: how many targets are free.
-    /// - `fit`: what the nth of them has of a prompt; absent where it must not have it.
+    /// - `seats`: all targets.
+    /// - `fits`: writes what each target has of a prompt, where it may have it; what is there before is `None`.
     pub fn next(
         &self,
-        free: usize,
-        mut fit: impl FnMut(&T, usize) -> Option<Fit>,
-    ) -> Option<Place> {
-        if free != 1 {
-            let mut waiting = self.waiting.iter();
-            let first = waiting.find(|one| (0..free).any(|nth| fit(&one.item, nth).is_some()));
-            return first.map(|one| one.place);
+        seats: &[Seat],
+        mut fits: impl FnMut(&T, &mut [Option<Fit>]),
+    ) -> Option<Next> {
+        if !seats.iter().any(|seat| seat.room) {
+            return None;
         }
-        let mut best = None;
+        let mut queued: SmallVec<[u64; 16]> = seats.iter().map(|seat| seat.queued).collect();
+        let mut fit: SmallVec<[Option<Fit>; 16]> = SmallVec::from_elem(None, seats.len());
+        // The first that gets a target with room, or who has more there.
+        let mut best: Option<(u64, Next)> = None;
         let mut seen = 0;
         for one in &self.waiting {
-            let Some(fit) = fit(&one.item, 0) else {
+            fit.fill(None);
+            fits(&one.item, &mut fit);
+            let overdue = one.passed >= PASSES;
+            let Some(targets) = soonest(seats, &queued, &fit, overdue) else {
                 continue;
             };
-            let rank = fit.rank();
-            if best.is_none_or(|(least, _)| rank < least) {
-                best = Some((rank, one.place));
+            let cached = |nth: &usize| fit[*nth].map_or(0, |fit| fit.cached);
+            let most = targets.iter().map(cached).max().unwrap_or(0);
+            let first = targets[0];
+            queued[first] += fit[first].map_or(0, |fit| fit.uncached);
+            let with_room = targets.iter().copied().filter(|nth| seats[*nth].room);
+            let with_room: Targets = with_room.collect();
+            let fits_better = match &best {
+                None => true,
+                Some((least, next)) => {
+                    most > *least && with_room.iter().any(|nth| next.targets.contains(nth))
+                }
+            };
+            if !with_room.is_empty() && fits_better {
+                let next = Next {
+                    place: one.place,
+                    targets: with_room,
+                };
+                best = Some((most, next));
             }
             seen += 1;
-            if one.passed >= PASSES || seen == WINDOW {
+            if overdue || seen == WINDOW {
                 break;
             }
         }
-        best.map(|(_, place)| place)
+        best.map(|(_, next)| next)
     }
 
     /// Lets a prompt go to a target: those before it have been passed over once more.
@@ -185,6 +220,26 @@ impl<T> Backlog<T> {
     }
 }
 
+/// Returns the targets where a prompt is ready first; absent: none may have it.
+///
+/// - `overdue`: whether it does not wait while any has room.
+fn soonest(seats: &[Seat], queued: &[u64], fit: &[Option<Fit>], overdue: bool) -> Option<Targets> {
+    let may = |room: bool| {
+        let targets = fit.iter().enumerate();
+        targets.filter_map(move |(nth, fit)| {
+            let ready = queued[nth] + (*fit)?.uncached;
+            (seats[nth].room || !room).then_some((nth, ready))
+        })
+    };
+    let with_room = overdue && may(true).next().is_some();
+    let least = may(with_room).map(|(_, ready)| ready).min()?;
+    let soonest = may(with_room).filter(|(_, ready)| *ready == least);
+    let mut targets: Targets = soonest.map(|(nth, _)| nth).collect();
+    // Among equals one that can begin.
+    targets.sort_by_key(|nth| !seats[*nth].room);
+    Some(targets)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -192,6 +247,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const FREE: Seat = Seat {
+        queued: 0,
+        room: true,
+    };
+
+    fn busy(queued: u64) -> Seat {
+        Seat {
+            queued,
+            room: false,
+        }
+    }
 
     fn backlog(names: &[&'static str]) -> Backlog<&'static str> {
         let mut backlog = Backlog::default();
@@ -202,57 +269,76 @@ mod tests {
         backlog
     }
 
+    /// What there is to do for a prompt of a thousand tokens.
     fn cached(cached: u64) -> Option<Fit> {
         Some(Fit {
             cached,
-            most: cached,
+            uncached: 1000 - cached,
         })
     }
 
-    /// Takes what is next for one free target.
-    fn take<T>(backlog: &mut Backlog<T>, fit: impl Fn(&T) -> Option<Fit>) -> Option<T> {
-        let place = backlog.next(1, |item, _| fit(item))?;
-        backlog.take(place)
-    }
-
     #[test]
-    fn a_free_target_takes_what_it_has_most_of_then_what_nobody_has_then_what_others_have() {
-        let mut backlog = backlog(&["elsewhere", "cold", "warm", "hot"]);
-        let fit = |name: &&str| match *name {
-            "elsewhere" => Some(Fit {
-                cached: 0,
-                most: 900,
-            }),
-            "warm" => cached(100),
-            "hot" => cached(500),
-            _ => cached(0),
+    fn a_free_target_takes_what_it_has_most_of() {
+        let mut backlog = backlog(&["cold", "warm", "hot"]);
+        let fits = |name: &&str, out: &mut [Option<Fit>]| {
+            out.fill(cached(0));
+            out[0] = cached(match *name {
+                "warm" => 300,
+                "hot" => 500,
+                _ => 0,
+            });
         };
-        let taken: Vec<_> = std::iter::from_fn(|| take(&mut backlog, fit)).collect();
-        assert_eq!(taken, ["hot", "warm", "cold", "elsewhere"]);
+        let seats = [FREE, busy(9000)];
+        let taken = std::iter::from_fn(|| {
+            let next = backlog.next(&seats, fits)?;
+            assert_eq!(next.targets[..], [0]);
+            backlog.take(next.place)
+        });
+        assert_eq!(taken.collect::<Vec<_>>(), ["hot", "warm", "cold"]);
         assert_eq!((backlog.len(), backlog.tokens()), (0, 0));
     }
 
     #[test]
-    fn among_several_free_targets_the_first_prompt_goes_first() {
-        let mut backlog = backlog(&["nobody's", "first", "second"]);
-        let fit = |name: &&str, nth: usize| {
-            (*name != "nobody's" && nth == 1).then_some(Fit {
-                cached: u64::from(*name == "second"),
-                most: 1,
+    fn what_is_cached_at_a_busy_target_is_waited_for_while_that_is_quicker() {
+        let backlog = backlog(&["first", "second"]);
+        let at = |queued: u64| {
+            backlog.next(&[FREE, busy(queued)], |_, out| {
+                out[0] = cached(0);
+                out[1] = cached(800);
             })
         };
-        let next = backlog.next(2, fit).unwrap();
-        assert_eq!(backlog.take(next), Some("first"));
+        // 200 after 500, and 200 after 700, are less than 1000.
+        assert_eq!(at(500), None);
+        // Then the second would be ready later there than here.
+        let place = |nth| backlog.waiting[nth].place;
+        assert_eq!(at(700).unwrap().place, place(1));
+        assert_eq!(at(801).unwrap().place, place(0));
+    }
+
+    #[test]
+    fn equally_free_targets_are_left_to_the_caller_and_forbidden_ones_are_not_named() {
+        let backlog = backlog(&["nobody's", "any's"]);
+        let next = backlog.next(&[FREE; 3], |name, out| {
+            if *name == "any's" {
+                out[1] = cached(0);
+                out[2] = cached(0);
+            }
+        });
+        assert_eq!(next.unwrap().targets[..], [1, 2]);
     }
 
     #[test]
     fn a_prompt_that_comes_back_takes_its_place_again() {
         let mut backlog = backlog(&["a", "b", "c"]);
-        let first = backlog.next(2, |_, _| cached(0)).unwrap();
+        let next = |backlog: &Backlog<_>| {
+            let next = backlog.next(&[FREE], |_, out| out.fill(cached(0)));
+            next.unwrap().place
+        };
+        let first = next(&backlog);
         let again = backlog.take(first).unwrap();
         assert_eq!(backlog.tokens(), 20);
         backlog.insert(first, 10, again);
-        assert_eq!(backlog.next(2, |_, _| cached(0)), Some(first));
+        assert_eq!(next(&backlog), first);
         assert_eq!(backlog.remove(first), Some("a"));
         assert_eq!(backlog.remove(first), None);
         assert_eq!(backlog.remove_if(|item| *item == "c"), ["c"]);
@@ -277,40 +363,50 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is cached where: nobody is overtaken more often than is said, and whoever is free and may have
-        /// somebody gets somebody.
+        /// Whatever is cached where: nobody is overtaken more often than is said, and no target is idle while somebody
+        /// waits whom it may have and of whom nobody else has more.
         #[test]
-        fn nobody_starves_and_nobody_is_idle_while_somebody_waits(
-            steps in prop::collection::vec((0_usize..6, prop::collection::vec(0_usize..4, 1..4)), 1..200),
-            cached in prop::collection::vec(0_u64..5, 64),
+        fn nobody_starves_and_nobody_is_idle_for_nothing(
+            steps in prop::collection::vec((0_usize..6, prop::collection::vec((any::<bool>(), 0_u64..2000), 4)), 1..200),
+            held in prop::collection::vec(0_u64..1000, 64),
             // Of which targets a prompt may have only one; the others take any.
             bound in prop::collection::vec(prop::option::weighted(0.2, 0_usize..4), 64),
         ) {
             let mut backlog = Backlog::default();
             let mut overtaken: BTreeMap<usize, u32> = BTreeMap::new();
             let mut arrived = 0;
-            for (arrivals, free) in steps {
+            let may = |number: usize, target: usize| {
+                bound[number % bound.len()].is_none_or(|only| only == target)
+            };
+            let has = |number: usize, target: usize| held[(number * 7 + target * 3) % held.len()];
+            for (arrivals, seats) in steps {
                 for _ in 0..arrivals {
                     let place = backlog.place();
                     backlog.insert(place, 1, arrived);
                     overtaken.insert(arrived, 0);
                     arrived += 1;
                 }
-                let may = |number: usize, target: usize| {
-                    bound[number % bound.len()].is_none_or(|only| only == target)
-                };
-                let fit = |number: &usize, nth: usize| {
-                    may(*number, free[nth]).then(|| Fit {
-                        cached: cached[(number * 7 + free[nth] * 3) % cached.len()],
-                        most: 4,
-                    })
-                };
-                let next = backlog.next(free.len(), fit);
-                let could = overtaken.keys().any(|number| free.iter().any(|target| may(*number, *target)));
-                prop_assert_eq!(next.is_some(), could);
-                let Some(place) = next else { continue };
+                let seats: Vec<_> = seats
+                    .into_iter()
+                    .map(|(room, queued)| Seat { room, queued: if room { 0 } else { queued } })
+                    .collect();
+                let next = backlog.next(&seats, |number, out| {
+                    for (target, out) in out.iter_mut().enumerate() {
+                        *out = may(*number, target).then(|| cached(has(*number, target))).flatten();
+                    }
+                });
+                let best_here = |number: usize| (0..seats.len()).any(|target| {
+                    seats[target].room && may(number, target)
+                        && (0..seats.len()).all(|other| !may(number, other) || has(number, other) <= has(number, target))
+                });
+                let first = overtaken.keys().next();
+                if first.is_some_and(|first| best_here(*first)) {
+                    prop_assert!(next.is_some());
+                }
+                let Some(Next { place, targets }) = next else { continue };
                 let taken = backlog.take(place).expect("it waits");
-                prop_assert!(free.iter().any(|target| may(taken, *target)));
+                prop_assert!(targets.iter().all(|target| seats[*target].room && may(taken, *target)));
+                prop_assert!(!targets.is_empty());
                 overtaken.remove(&taken);
                 for (number, times) in overtaken.range_mut(..taken) {
                     *times += 1;

@@ -59,18 +59,51 @@ struct Counters {
     kv_tokens: AtomicU64,
 }
 
+impl Counters {
+    fn load(&self) -> Load {
+        Load {
+            requests: self.requests.load(Ordering::Relaxed),
+            prefill_tokens: self.prefill_tokens.load(Ordering::Relaxed),
+            decode_tokens: self.decode_tokens.load(Ordering::Relaxed),
+            kv_tokens: self.kv_tokens.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What others said that they have booked on a target: written now and then, read by every decision.
+#[derive(Debug, Default)]
+pub struct Told {
+    counters: Counters,
+}
+
+impl Told {
+    /// Replaces what was said before.
+    pub fn set(&self, load: Load) {
+        let Counters {
+            requests,
+            prefill_tokens,
+            decode_tokens,
+            kv_tokens,
+        } = &self.counters;
+        requests.store(load.requests, Ordering::Relaxed);
+        prefill_tokens.store(load.prefill_tokens, Ordering::Relaxed);
+        decode_tokens.store(load.decode_tokens, Ordering::Relaxed);
+        kv_tokens.store(load.kv_tokens, Ordering::Relaxed);
+    }
+
+    /// Returns what was said last; the numbers are read one after the other.
+    pub fn load(&self) -> Load {
+        self.counters.load()
+    }
+}
+
 impl Ledger {
     /// Returns what is booked now.
     ///
     /// The numbers are read one after the other; a request that moves on in between may be counted
     /// in two or none of the sums, which the next reading puts right.
     pub fn load(&self) -> Load {
-        Load {
-            requests: self.counters.requests.load(Ordering::Relaxed),
-            prefill_tokens: self.counters.prefill_tokens.load(Ordering::Relaxed),
-            decode_tokens: self.counters.decode_tokens.load(Ordering::Relaxed),
-            kv_tokens: self.counters.kv_tokens.load(Ordering::Relaxed),
-        }
+        self.counters.load()
     }
 
     /// Books a request.

@@ -33,6 +33,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FACTOR", value_delimiter = ',')]
     prefill: Vec<f64>,
 
+    /// Kinds of use; absent: all.
+    #[arg(long, value_name = "NAME")]
+    workload: Option<String>,
+
     /// With --prefill: processors in front of the workers; several numbers, several fleets.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
     processors: Vec<usize>,
@@ -42,12 +46,22 @@ pub(crate) struct Options {
     decode_weights: Vec<f64>,
 }
 
+impl Options {
+    fn workloads(&self) -> impl Iterator<Item = Workload> {
+        let asked = |workload: &Workload| {
+            let named = self.workload.as_ref();
+            named.is_none_or(|name| workload.name() == name)
+        };
+        Workload::ALL.into_iter().filter(asked)
+    }
+}
+
 /// Simulates and prints Markdown.
 pub(crate) fn run(options: &Options) {
     if !options.prefill.is_empty() {
         return run_prefill(options);
     }
-    for workload in Workload::ALL {
+    for workload in options.workloads() {
         for &workers in &options.workers {
             let requests = workload.requests(options.simulated, workers, options.seed);
             println!(
@@ -87,7 +101,7 @@ fn run_prefill(options: &Options) {
         "| | workers | load | processors | seed | dispatch | TTFT p50, s | p99, s | mean, s | hits | balance |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |");
-    for workload in Workload::ALL {
+    for workload in options.workloads() {
         for &workers in &options.workers {
             for &factor in &options.prefill {
                 let served = (workers as f64 * factor) as usize;

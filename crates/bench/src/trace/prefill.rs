@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use stator_common::WorkerId;
 use stator_common::events::Medium;
-use stator_router::backlog::{self, Backlog, Fit};
+use stator_router::backlog::{self, Backlog, Fit, Seat};
 use stator_router::index::Target;
 use stator_router::{
     Booking, Cached, Caches, Candidate, Ledger, Load, Overlaps, Policy, Room, Router, Share,
@@ -209,33 +209,37 @@ impl<'a> Fleet<'a> {
             if processor.backlog.is_empty() {
                 return;
             }
-            // What a processor knows of others is too old to say who is idle.
-            let free = processor.ledgers.iter().enumerate();
-            let free: Vec<_> = free
-                .filter(|(_, ledger)| backlog::has_room(&ledger.load(), ROOM, BUDGET as u64))
-                .map(|(worker, _)| worker)
+            let both = processor.ledgers.iter().zip(&processor.others);
+            let seats: Vec<_> = both
+                .map(|(ledger, others)| Seat {
+                    queued: ledger.load().prefill_tokens + others.prefill_tokens,
+                    // What a processor knows of others is too old to say who is idle.
+                    room: backlog::has_room(&ledger.load(), ROOM, BUDGET as u64),
+                })
                 .collect();
             let (caches, targets, overlaps) = (
                 &processor.caches,
                 &processor.targets,
                 &mut processor.overlaps,
             );
-            let next = processor.backlog.next(free.len(), |number, nth| {
-                if free.len() > 1 {
-                    return Some(Fit::default());
+            let next = processor.backlog.next(&seats, |number, out| {
+                let request = &requests[*number];
+                caches.overlaps(request.useful_blocks(), overlaps);
+                for (target, out) in targets.iter().zip(out) {
+                    let cached = u64::from(overlaps.of(*target).device) * BLOCK as u64;
+                    *out = Some(Fit {
+                        cached,
+                        uncached: request.prompt as u64 - cached,
+                    });
                 }
-                caches.overlaps(requests[*number].useful_blocks(), overlaps);
-                let tokens =
-                    |target: &Target| u64::from(overlaps.of(*target).device) * BLOCK as u64;
-                Some(Fit {
-                    cached: tokens(&targets[free[nth]]),
-                    most: targets.iter().map(tokens).max().unwrap_or(0),
-                })
             });
-            let Some(number) = next.and_then(|place| processor.backlog.take(place)) else {
+            let Some(next) = next else {
                 return;
             };
-            self.give(at, number, &free);
+            let Some(number) = processor.backlog.take(next.place) else {
+                return;
+            };
+            self.give(at, number, &next.targets);
         }
     }
 

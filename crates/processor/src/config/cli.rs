@@ -22,6 +22,12 @@ pub(super) const ENVIRONMENT: Variables = Variables(&[
         &["STATOR_ROUTER_TEMPERATURE", "DYN_ROUTER_TEMPERATURE"],
     ),
     ("router-decode-weight", &["STATOR_ROUTER_DECODE_WEIGHT"]),
+    (
+        "router-replica-sync",
+        &["STATOR_ROUTER_REPLICA_SYNC", "DYN_ROUTER_REPLICA_SYNC"],
+    ),
+    ("router-sync-host", &["STATOR_ROUTER_SYNC_HOST"]),
+    ("router-sync-port", &["STATOR_ROUTER_SYNC_PORT"]),
     ("session-affinity", &["STATOR_SESSION_AFFINITY"]),
     ("api-key", &["STATOR_API_KEY"]),
     ("api-key-file", &["STATOR_API_KEY_FILE"]),
@@ -219,6 +225,21 @@ pub struct Settings {
     /// spreads streams more evenly and finds less in caches [default: 0.05].
     #[arg(long, value_name = "WEIGHT", value_parser = not_negative, help_heading = "Routing")]
     router_decode_weight: Option<f64>,
+
+    /// Whether processors in front of the same workers find each other and tell each other what they have booked, so
+    /// that they weigh it [default: true].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          help_heading = "Routing")]
+    router_replica_sync: Option<bool>,
+
+    /// Address of this machine under which other processors hear what this one has booked; there is no secret on it
+    /// [default: 127.0.0.1, for processors of this machine only].
+    #[arg(long, value_name = "HOST", help_heading = "Routing")]
+    router_sync_host: Option<String>,
+
+    /// Port for that; the next one is taken as well [default: 0, two free ones].
+    #[arg(long, value_name = "PORT", help_heading = "Routing")]
+    router_sync_port: Option<u16>,
 
     /// What makes requests a session, which keeps its worker while that has room: off, header (x-stator-session) or
     /// user (or else the body's user) [default: header].

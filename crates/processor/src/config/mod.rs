@@ -85,6 +85,14 @@ pub struct Config {
     /// With kv and approx: what a token that a worker decodes from weighs beside one that it has to compute. Default
     /// 0.05; more spreads streams more evenly and finds less in caches.
     pub router_decode_weight: f64,
+    /// Whether processors in front of the same workers tell each other what they have booked. Default true; alone it
+    /// costs nothing.
+    pub router_replica_sync: bool,
+    /// Address or name of this machine under which other processors hear this one. Default 127.0.0.1: on this machine
+    /// only.
+    pub router_sync_host: String,
+    /// Port for that; the next one is taken as well. 0, the default: two free ones.
+    pub router_sync_port: u16,
     /// What makes requests a session, which keeps its worker while that has room, for ten minutes after its last
     /// request. Default `header`.
     pub session_affinity: SessionAffinity,
@@ -144,6 +152,9 @@ impl Default for Config {
             router_mode: RouterMode::RoundRobin,
             router_temperature: 0.0,
             router_decode_weight: DECODING,
+            router_replica_sync: true,
+            router_sync_host: "127.0.0.1".to_owned(),
+            router_sync_port: 0,
             session_affinity: SessionAffinity::Header,
             request_timeout: None,
             conditional_disagg: None,

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use stator_common::Code;
 use stator_common::proto::worker::GenerateRequest;
-use stator_router::backlog::{Backlog, Fit, Place};
+use stator_router::backlog::{Backlog, Fit, Place, Seat};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -198,62 +198,56 @@ impl Queue {
         self.serve();
     }
 
-    /// Lets workers with room take prompts, until there is no such worker or nobody waits whom it may have.
+    /// Lets workers with room take prompts, until there is no such worker or nobody waits whom it is to have.
     pub(super) fn serve(&self) {
         let mut backlog = self.backlog.lock();
         while !backlog.is_empty() {
-            let free = self.free();
-            let next = backlog.next(free.len(), |ticket, nth| self.fit(ticket, &free[nth]));
-            let Some((place, ticket)) = next.and_then(|place| Some((place, backlog.get(place)?)))
-            else {
+            let targets = self.prefill.targets();
+            let seats: SmallVec<[Seat; 16]> = targets.iter().map(|target| seat(target)).collect();
+            let next = backlog.next(&seats, |ticket, out| self.fits(ticket, &targets, out));
+            let Some(next) = next else {
                 return;
             };
-            let among: SmallVec<[Arc<Target>; 16]> = free
+            let among: SmallVec<[Arc<Target>; 16]> = next
+                .targets
                 .iter()
-                .filter(|target| self.fit(ticket, target).is_some())
-                .cloned()
+                .map(|nth| targets[*nth].clone())
                 .collect();
-            let booked = self.prefill.choose(&Ask {
-                among: Some(&among),
-                ..ticket.ask()
+            let booked = backlog.get(next.place).and_then(|ticket| {
+                self.prefill.choose(&Ask {
+                    among: Some(&among),
+                    ..ticket.ask()
+                })
             });
             let Some(booked) = booked else {
                 return;
             };
-            if let Some(ticket) = backlog.take(place) {
+            if let Some(ticket) = backlog.take(next.place) {
                 // Who stopped waiting at this moment: what was booked goes at once.
                 drop(ticket.granted.send(booked));
             }
         }
     }
 
-    fn free(&self) -> SmallVec<[Arc<Target>; 16]> {
-        let targets = self.prefill.targets();
-        let free = targets.iter().filter(|target| {
-            target.availability() != Availability::Absent && target.has_prefill_room()
-        });
-        free.cloned().collect()
-    }
-
-    /// Returns what a target has of a prompt; absent: it must not have it now.
-    fn fit(&self, ticket: &Ticket, target: &Arc<Target>) -> Option<Fit> {
+    /// Writes what each target has of a prompt, where it may have it now.
+    fn fits(&self, ticket: &Ticket, targets: &[Arc<Target>], out: &mut [Option<Fit>]) {
         let ask = ticket.ask();
-        if !self.suits(&ticket.order, &ask, target) {
-            return None;
+        let suits = |target: &Target| {
+            target.availability() != Availability::Absent && self.suits(&ticket.order, &ask, target)
+        };
+        // Those that failed a moment ago are for those whom nobody else takes, and so are those that had this prompt.
+        let is_first_choice = |target: &Target| {
+            target.availability() == Availability::Open
+                && !ticket.tried.iter().any(|failed| failed.covers(target))
+        };
+        let mut suitable = targets.iter().filter(|target| suits(target));
+        let only_first = suitable.any(|target| is_first_choice(target));
+        self.prefill.fits(&ask, targets, out);
+        for (target, out) in targets.iter().zip(out) {
+            if !suits(target) || (only_first && !is_first_choice(target)) {
+                *out = None;
+            }
         }
-        let targets = self.prefill.targets();
-        let mut others = targets.iter().filter(|other| {
-            other.availability() == Availability::Open && self.suits(&ticket.order, &ask, other)
-        });
-        // One that failed a moment ago is for those whom nobody else takes, and so is one that had this prompt.
-        let again = ticket.tried.iter().any(|failed| failed.covers(target));
-        let avoided = target.availability() == Availability::Inhibited;
-        if (avoided || again)
-            && others.any(|other| !ticket.tried.iter().any(|failed| failed.covers(other)))
-        {
-            return None;
-        }
-        Some(self.prefill.fit(&ask, target))
     }
 
     /// Says whether a prompt may go to a target, and on from there.
@@ -263,6 +257,14 @@ impl Queue {
             ..order.ask(&order.request)
         };
         ask.takes(target) && self.decode.has(&decode)
+    }
+}
+
+/// Returns a target as the decision sees it.
+fn seat(target: &Target) -> Seat {
+    Seat {
+        queued: target.load().prefill_tokens,
+        room: target.availability() != Availability::Absent && target.has_prefill_room(),
     }
 }
 

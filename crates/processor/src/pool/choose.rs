@@ -7,7 +7,8 @@ use smallvec::SmallVec;
 use stator_common::WorkerId;
 use stator_common::proto::worker::GenerateRequest;
 use stator_router::{
-    BlockHash, Candidate, Fit, Overlaps, Policy, Reason, Router, Sessions, Share, Terms, terms,
+    BlockHash, Candidate, Overlaps, Policy, Reason, Router, Sessions, Share, Terms, backlog::Fit,
+    terms,
 };
 use tracing::debug;
 
@@ -201,37 +202,32 @@ impl Pool {
             .any(|target| target.availability() != Availability::Absent && ask.takes(target))
     }
 
-    /// Returns what a target has of a prompt, beside the others.
-    pub(crate) fn fit(&self, ask: &Ask<'_>, target: &Target) -> Fit {
-        self.cached(ask, |entry| std::ptr::eq(entry, target))
+    /// Writes what each of some targets has of a prompt.
+    pub(crate) fn fits(&self, ask: &Ask<'_>, targets: &[Arc<Target>], out: &mut [Option<Fit>]) {
+        let prompt = ask.tokens() as u64;
+        let knowledge = self.knowledge.as_ref().filter(|_| !ask.blocks.is_empty());
+        let mut deciding = self.deciding.lock();
+        let overlaps = &mut deciding.overlaps;
+        if let Some(knowledge) = knowledge {
+            knowledge.overlaps(ask.blocks, ask.tokens(), overlaps);
+        }
+        for (target, out) in targets.iter().zip(out) {
+            let entry = knowledge.and(target.entry());
+            let cached = entry.map_or(0, |entry| entry.cached(overlaps).device);
+            *out = Some(Fit {
+                cached,
+                uncached: prompt.saturating_sub(cached),
+            });
+        }
     }
 
     /// Returns the tokens of a prompt that whoever has most of it would have to compute.
     pub(crate) fn least_work(&self, ask: &Ask<'_>) -> u64 {
-        let most = self.cached(ask, |_| false).most;
-        (ask.tokens() as u64).saturating_sub(most)
-    }
-
-    /// Returns what one target and the best of all have of a prompt.
-    fn cached(&self, ask: &Ask<'_>, is_it: impl Fn(&Target) -> bool) -> Fit {
-        let mut fit = Fit::default();
-        let Some(knowledge) = self.knowledge.as_ref().filter(|_| !ask.blocks.is_empty()) else {
-            return fit;
-        };
-        let mut deciding = self.deciding.lock();
-        let overlaps = &mut deciding.overlaps;
-        knowledge.overlaps(ask.blocks, ask.tokens(), overlaps);
-        for target in self.targets.load().iter() {
-            let Some(entry) = target.entry() else {
-                continue;
-            };
-            let cached = entry.cached(overlaps).device;
-            fit.most = fit.most.max(cached);
-            if is_it(target) {
-                fit.cached = cached;
-            }
-        }
-        fit
+        let targets = self.targets.load();
+        let mut fits: SmallVec<[Option<Fit>; 16]> = SmallVec::from_elem(None, targets.len());
+        self.fits(ask, &targets, &mut fits);
+        let work = fits.iter().flatten().map(|fit| fit.uncached);
+        work.min().unwrap_or(ask.tokens() as u64)
     }
 
     fn candidates<'a>(
