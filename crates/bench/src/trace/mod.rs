@@ -41,6 +41,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
     processors: Vec<usize>,
 
+    /// With several processors: how often they tell each other what they booked, where they do.
+    #[arg(long, value_name = "S", default_value_t = 0.02)]
+    sync_every: f64,
+
     /// Weights of a decoded token to compare, beside the policies.
     #[arg(long, value_name = "WEIGHT", value_delimiter = ',')]
     decode_weights: Vec<f64>,
@@ -120,7 +124,7 @@ fn run_prefill(options: &Options) {
                             workers,
                             processors,
                             dispatch,
-                            sync,
+                            sync: sync.then_some(options.sync_every),
                             seed: options.seed,
                         };
                         let outcome = prefill::run(&requests, setting);
@@ -176,6 +180,37 @@ mod tests {
         let (one, two) = (once(), once());
         assert_eq!(one.ttft, two.ttft);
         assert_eq!(one.ttft.len(), requests.len());
+    }
+
+    fn prefilled(load: f64, processors: usize, dispatch: Dispatch, sync: bool) -> Outcome {
+        let requests = Workload::Mooncake.requests(100.0, (8.0 * load) as usize, 3);
+        let setting = Setting {
+            workers: 8,
+            processors,
+            dispatch,
+            sync: sync.then_some(0.02),
+            seed: 3,
+        };
+        let outcome = prefill::run(&requests, setting);
+        assert_eq!(outcome.ttft.len(), requests.len());
+        outcome
+    }
+
+    #[test]
+    fn prompts_that_wait_at_the_processor_are_answered_sooner_when_much_waits() {
+        let push = prefilled(2.0, 1, Dispatch::Push, false);
+        let queue = prefilled(2.0, 1, Dispatch::Queue, false);
+        assert!(queue.mean() < 0.9 * push.mean());
+        assert!(queue.ttft(0.99) < push.ttft(0.99));
+    }
+
+    #[test]
+    fn processors_that_tell_each_other_what_they_booked_answer_sooner() {
+        for dispatch in [Dispatch::Push, Dispatch::Queue] {
+            let apart = prefilled(1.5, 4, dispatch, false);
+            let synced = prefilled(1.5, 4, dispatch, true);
+            assert!(synced.mean() < 0.85 * apart.mean(), "{dispatch:?}");
+        }
     }
 
     #[test]

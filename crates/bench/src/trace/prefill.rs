@@ -23,8 +23,6 @@ use super::workload::{BLOCK, Request};
 
 /// From a processor to a worker's engine, and back.
 const WAY: f64 = 0.001;
-/// How often processors tell each other what they booked.
-const TELL: f64 = 0.1;
 
 const ROOM: Room = Room {
     requests: MOST_RUNNING as u64,
@@ -44,8 +42,8 @@ pub(crate) struct Setting {
     pub(crate) workers: usize,
     pub(crate) processors: usize,
     pub(crate) dispatch: Dispatch,
-    /// Whether processors tell each other what they booked.
-    pub(crate) sync: bool,
+    /// How often processors tell each other what they booked, in seconds, if they do.
+    pub(crate) sync: Option<f64>,
     pub(crate) seed: u64,
 }
 
@@ -124,8 +122,8 @@ pub(crate) fn run(requests: &[Request], setting: Setting) -> Outcome {
         fleet.note(request.at, What::Arrival(number));
     }
     fleet.note(1.0, What::Second);
-    if setting.sync {
-        fleet.note(TELL, What::Tell);
+    if let Some(pause) = setting.sync {
+        fleet.note(pause, What::Tell);
     }
     while let Some(Reverse(event)) = fleet.events.pop() {
         fleet.now = event.at;
@@ -338,8 +336,10 @@ impl<'a> Fleet<'a> {
                 *sum = others.fold(Load::default(), |sum, (_, loads)| sum + loads[worker]);
             }
         }
-        if self.ttft.len() < self.requests.len() {
-            self.note(self.now + TELL, What::Tell);
+        if let Some(pause) = self.setting.sync
+            && self.ttft.len() < self.requests.len()
+        {
+            self.note(self.now + pause, What::Tell);
         }
     }
 

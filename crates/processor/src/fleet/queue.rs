@@ -232,19 +232,20 @@ impl Queue {
     /// Writes what each target has of a prompt, where it may have it now.
     fn fits(&self, ticket: &Ticket, targets: &[Arc<Target>], out: &mut [Option<Fit>]) {
         let ask = ticket.ask();
-        let suits = |target: &Target| {
+        let suits = |target: &Arc<Target>| {
             target.availability() != Availability::Absent && self.suits(&ticket.order, &ask, target)
         };
+        let suits: SmallVec<[bool; 16]> = targets.iter().map(suits).collect();
         // Those that failed a moment ago are for those whom nobody else takes, and so are those that had this prompt.
         let is_first_choice = |target: &Target| {
             target.availability() == Availability::Open
                 && !ticket.tried.iter().any(|failed| failed.covers(target))
         };
-        let mut suitable = targets.iter().filter(|target| suits(target));
-        let only_first = suitable.any(|target| is_first_choice(target));
+        let mut both = targets.iter().zip(&suits);
+        let only_first = both.any(|(target, suits)| *suits && is_first_choice(target));
         self.prefill.fits(&ask, targets, out);
-        for (target, out) in targets.iter().zip(out) {
-            if !suits(target) || (only_first && !is_first_choice(target)) {
+        for ((target, suits), out) in targets.iter().zip(&suits).zip(out) {
+            if !suits || (only_first && !is_first_choice(target)) {
                 *out = None;
             }
         }

@@ -10,17 +10,9 @@ use stator_common::card::Role;
 use stator_common::plane::tcp::delta::failed;
 use stator_common::proto::worker::Leg;
 use stator_processor::config::Config;
-use stator_processor::fleet::PrefillDispatch;
 use stator_testkit::http::{open, post, send, until};
 
-use crate::stage::{COMPLETIONS, Stage, answer, handed};
-
-fn queued() -> Config {
-    Config {
-        prefill_dispatch: PrefillDispatch::Queue,
-        ..Config::default()
-    }
-}
+use crate::stage::{COMPLETIONS, Stage, answer, handed, queued};
 
 /// Returns a prompt that a worker has for itself.
 fn long() -> Value {
