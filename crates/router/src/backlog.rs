@@ -21,7 +21,7 @@ const WINDOW: usize = 16;
 /// Each busy target is laid some before a free one gets any.
 const WINDOW_PER_TARGET: usize = 2;
 /// Times that a prompt is overtaken, at most, for each target there is: what a target computes while others are preferred
-/// for its cache. With fewer, prompts that wait for a cache are soon driven elsewhere (docs/benchmarks/router.md).
+/// for its cache. With fewer, prompts that wait for a cache are soon driven elsewhere (docs/benchmarks/dispatch.md).
 pub const PASSES: u32 = 4;
 /// Steps' worth of prompts that a target is given: the one that runs and the next, so that it is not idle while the
 /// answer of the first is on its way here and another prompt on its way there.

@@ -30,7 +30,7 @@ use crate::pool::Target;
 use listen::{Heard, Listeners};
 
 /// How often a processor says what it has booked, at most: several times while a prompt is computed. With 100 ms, others
-/// find out too late who is idle, and all go there (docs/benchmarks/router.md).
+/// find out too late who is idle, and all go there (docs/benchmarks/dispatch.md).
 const TELL: Duration = Duration::from_millis(20);
 /// How often it says that in any case: three times as often as it is forgotten.
 const HEARTBEAT: Duration = Duration::from_secs(1);
