@@ -8,7 +8,7 @@
 //! The watcher reads the whole folder on every change (`notify`) and every [`POLL`] anyway:
 //! folders are small, and file notifications get lost or do not exist (network file systems).
 //!
-//! Processors have a file each in `<root>/.peers`, which are kept in the same way.
+//! Processors have a file each in `<root>/.peers/processors`, which are kept in the same way.
 
 mod lease;
 mod scan;
@@ -62,8 +62,8 @@ struct Owned {
     owner: Owner,
 }
 
-/// Below the root: where processors are. No namespace is called so.
-const PEERS: &str = ".peers";
+/// Below the root: where processors are. No namespace is called so, and it is one folder deeper than cards are looked for.
+const PEERS: &str = ".peers/processors";
 
 impl Files {
     /// Uses the folder `root`, which is made when needed.
