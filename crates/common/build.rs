@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             format!("{root}/stator/worker/v1/worker.proto"),
             format!("{root}/stator/plane/v1/plane.proto"),
             format!("{root}/stator/kv/v1/kv.proto"),
+            format!("{root}/stator/router/v1/router.proto"),
         ],
         [root],
     )?;

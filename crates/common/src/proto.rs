@@ -18,6 +18,12 @@ pub mod kv {
     include!(concat!(env!("OUT_DIR"), "/stator.kv.v1.rs"));
 }
 
+/// What processors tell each other (`proto/stator/router/v1`).
+pub mod router {
+    #![allow(clippy::all, missing_docs, unreachable_pub)]
+    include!(concat!(env!("OUT_DIR"), "/stator.router.v1.rs"));
+}
+
 /// The part of etcd's API that discovery uses (`proto/etcd`).
 pub(crate) mod etcd {
     #![allow(clippy::all, missing_docs, unreachable_pub)]

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use stator_common::card::{Card, Endpoint, Model, Role};
+use stator_common::card::{Card, Endpoint, Model, Relay, Role};
 use stator_common::discovery::etcd::{Etcd, TTL};
-use stator_common::discovery::{Discovery, Event, Watch};
+use stator_common::discovery::{Discovery, Event, Peer, Watch};
 use stator_common::settings::{EtcdSettings, Secret};
 use stator_common::{Code, WorkerId};
 use stator_testkit::etcd::Etcd as Server;
@@ -103,6 +103,31 @@ async fn watchers_learn_of_workers_that_were_there_come_and_leave() {
     drop(first);
     assert_eq!(next(&mut watch).await, gone("a"));
     wait_leases(&server, 1).await;
+}
+
+#[tokio::test]
+async fn processors_are_there_until_they_leave_and_are_no_workers() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let peer = |name: &str| Peer {
+        name: name.to_owned(),
+        host: "here".to_owned(),
+        events: Relay {
+            endpoint: "tcp://127.0.0.1:1".to_owned(),
+            snapshot_endpoint: "tcp://127.0.0.1:2".to_owned(),
+        },
+    };
+    let here = place(&server);
+    let mut watch = here.watch().await.unwrap();
+    let first = here.join(peer("a")).await.unwrap();
+    let _second = place(&server).join(peer("b")).await.unwrap();
+    assert_eq!(here.peers().await.unwrap(), [peer("a"), peer("b")]);
+    drop(first);
+    wait_leases(&server, 1).await;
+    assert_eq!(here.peers().await.unwrap(), [peer("b")]);
+    let _worker = here.register(card("w")).await.unwrap();
+    assert_eq!(next(&mut watch).await, put("w"));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! The source follows a request's way: [`server`] accepts it, [`openai`] reads and validates it,
 //! `generate` renders, tokenizes and answers, [`models`] says what is served, [`fleet`] knows which workers a
 //! request needs, [`pool`] sends it to one and hands back what that one says; what their caches hold is
-//! `knowledge`. [`config`] and [`metrics`] belong to all of them.
+//! `knowledge`, what other processors do there is [`peers`]. [`config`] and [`metrics`] belong to all of them.
 
 pub mod config;
 pub mod fleet;
@@ -12,11 +12,13 @@ mod knowledge;
 pub mod metrics;
 pub mod models;
 pub mod openai;
+pub mod peers;
 pub mod pool;
 pub mod server;
 mod tokenize;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use stator_common::drain::Drain;
 
@@ -38,6 +40,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// When to stop.
     pub drain: Drain,
+    /// Other processors that are heard.
+    pub(crate) peers: Arc<AtomicUsize>,
     pub(crate) keys: Keys,
     pub(crate) http: HttpCounters,
     pub(crate) long_work: LongWork,
@@ -58,6 +62,7 @@ impl App {
             models,
             metrics,
             drain,
+            peers: Arc::default(),
             keys,
             http,
             long_work: LongWork::default(),

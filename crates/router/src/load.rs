@@ -23,6 +23,20 @@ pub struct Load {
     pub generating: u64,
 }
 
+impl std::ops::Add for Load {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            prefill_tokens: self.prefill_tokens.saturating_add(other.prefill_tokens),
+            decode_tokens: self.decode_tokens.saturating_add(other.decode_tokens),
+            kv_tokens: self.kv_tokens.saturating_add(other.kv_tokens),
+            generating: self.generating.saturating_add(other.generating),
+        }
+    }
+}
+
 /// What a request brings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
@@ -49,19 +63,54 @@ struct Counters {
     generating: AtomicU64,
 }
 
+impl Counters {
+    fn load(&self) -> Load {
+        Load {
+            requests: self.requests.load(Ordering::Relaxed),
+            prefill_tokens: self.prefill_tokens.load(Ordering::Relaxed),
+            decode_tokens: self.decode_tokens.load(Ordering::Relaxed),
+            kv_tokens: self.kv_tokens.load(Ordering::Relaxed),
+            generating: self.generating.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What others said that they have booked on a target: written now and then, read by every decision.
+#[derive(Debug, Default)]
+pub struct Told {
+    counters: Counters,
+}
+
+impl Told {
+    /// Replaces what was said before.
+    pub fn set(&self, load: Load) {
+        let Counters {
+            requests,
+            prefill_tokens,
+            decode_tokens,
+            kv_tokens,
+            generating,
+        } = &self.counters;
+        requests.store(load.requests, Ordering::Relaxed);
+        prefill_tokens.store(load.prefill_tokens, Ordering::Relaxed);
+        decode_tokens.store(load.decode_tokens, Ordering::Relaxed);
+        kv_tokens.store(load.kv_tokens, Ordering::Relaxed);
+        generating.store(load.generating, Ordering::Relaxed);
+    }
+
+    /// Returns what was said last; the numbers are read one after the other.
+    pub fn load(&self) -> Load {
+        self.counters.load()
+    }
+}
+
 impl Ledger {
     /// Returns what is booked now.
     ///
     /// The numbers are read one after the other; a request that moves on in between may be counted
     /// in two or none of the sums, which the next reading puts right.
     pub fn load(&self) -> Load {
-        Load {
-            requests: self.counters.requests.load(Ordering::Relaxed),
-            prefill_tokens: self.counters.prefill_tokens.load(Ordering::Relaxed),
-            decode_tokens: self.counters.decode_tokens.load(Ordering::Relaxed),
-            kv_tokens: self.counters.kv_tokens.load(Ordering::Relaxed),
-            generating: self.counters.generating.load(Ordering::Relaxed),
-        }
+        self.counters.load()
     }
 
     /// Books a request.

@@ -16,7 +16,7 @@ pub(crate) const MOST_RUNNING: usize = 64;
 /// Blocks of the cache: 256 k tokens.
 pub(crate) const CAPACITY: usize = 4096;
 /// Tokens that one step computes.
-const BUDGET: usize = 2048;
+pub(crate) const BUDGET: usize = 2048;
 /// Seconds of a step without work, per token of a prompt, and per token of context that is decoded from: a model of some
 /// 30 billion parameters on a large GPU.
 const STEP: f64 = 0.012;

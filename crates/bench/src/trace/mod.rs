@@ -4,9 +4,11 @@
 //! workers takes seconds and equal seeds give equal figures.
 
 mod engine;
+mod prefill;
 mod run;
 mod workload;
 
+use prefill::{Dispatch, Setting};
 use run::{Chooser, Outcome};
 use stator_router::Weights;
 use workload::Workload;
@@ -26,14 +28,44 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
+    /// Compares ways to give prompts to prefill workers instead: pushed at once, or waiting at the processor until one
+    /// has room. The workers get as many requests each as so many that also generate.
+    #[arg(long, value_name = "FACTOR", value_delimiter = ',')]
+    prefill: Vec<f64>,
+
+    /// Kinds of use; absent: all.
+    #[arg(long, value_name = "NAME")]
+    workload: Option<String>,
+
+    /// With --prefill: processors in front of the workers; several numbers, several fleets.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
+    processors: Vec<usize>,
+
+    /// With several processors: how often they tell each other what they booked, where they do.
+    #[arg(long, value_name = "S", default_value_t = 0.02)]
+    sync_every: f64,
+
     /// Weights of a decoded token to compare, beside the policies.
     #[arg(long, value_name = "WEIGHT", value_delimiter = ',')]
     decode_weights: Vec<f64>,
 }
 
+impl Options {
+    fn workloads(&self) -> impl Iterator<Item = Workload> {
+        let asked = |workload: &Workload| {
+            let named = self.workload.as_ref();
+            named.is_none_or(|name| workload.name() == name)
+        };
+        Workload::ALL.into_iter().filter(asked)
+    }
+}
+
 /// Simulates and prints Markdown.
 pub(crate) fn run(options: &Options) {
-    for workload in Workload::ALL {
+    if !options.prefill.is_empty() {
+        return run_prefill(options);
+    }
+    for workload in options.workloads() {
         for &workers in &options.workers {
             let requests = workload.requests(options.simulated, workers, options.seed);
             println!(
@@ -62,6 +94,52 @@ pub(crate) fn run(options: &Options) {
                 .map_or(0.0, |at| outcomes[at].mean());
             for (chooser, outcome) in choosers.iter().zip(&outcomes) {
                 print(*chooser, outcome, oracle);
+            }
+        }
+    }
+}
+
+/// Simulates prefill workers and prints Markdown.
+fn run_prefill(options: &Options) {
+    println!(
+        "| | workers | load | processors | seed | dispatch | TTFT p50, s | p99, s | mean, s | hits | balance |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |");
+    for workload in options.workloads() {
+        for &workers in &options.workers {
+            for &factor in &options.prefill {
+                let served = (workers as f64 * factor) as usize;
+                let requests = workload.requests(options.simulated, served, options.seed);
+                for &processors in &options.processors {
+                    for (name, dispatch, sync) in [
+                        ("push", Dispatch::Push, false),
+                        ("push, synced", Dispatch::Push, true),
+                        ("queue", Dispatch::Queue, false),
+                        ("queue, synced", Dispatch::Queue, true),
+                    ] {
+                        if sync && processors == 1 {
+                            continue;
+                        }
+                        let setting = Setting {
+                            workers,
+                            processors,
+                            dispatch,
+                            sync: sync.then_some(options.sync_every),
+                            seed: options.seed,
+                        };
+                        let outcome = prefill::run(&requests, setting);
+                        println!(
+                            "| {} | {workers} | {factor} | {processors} | {} | {name} | {:.3} | {:.3} | {:.3} | {:.1} % | {:.2} |",
+                            workload.name(),
+                            options.seed,
+                            outcome.ttft(0.5),
+                            outcome.ttft(0.99),
+                            outcome.mean(),
+                            100.0 * outcome.hits,
+                            outcome.balance,
+                        );
+                    }
+                }
             }
         }
     }
@@ -102,6 +180,37 @@ mod tests {
         let (one, two) = (once(), once());
         assert_eq!(one.ttft, two.ttft);
         assert_eq!(one.ttft.len(), requests.len());
+    }
+
+    fn prefilled(load: f64, processors: usize, dispatch: Dispatch, sync: bool) -> Outcome {
+        let requests = Workload::Mooncake.requests(100.0, (8.0 * load) as usize, 3);
+        let setting = Setting {
+            workers: 8,
+            processors,
+            dispatch,
+            sync: sync.then_some(0.02),
+            seed: 3,
+        };
+        let outcome = prefill::run(&requests, setting);
+        assert_eq!(outcome.ttft.len(), requests.len());
+        outcome
+    }
+
+    #[test]
+    fn prompts_that_wait_at_the_processor_are_answered_sooner_when_much_waits() {
+        let push = prefilled(2.0, 1, Dispatch::Push, false);
+        let queue = prefilled(2.0, 1, Dispatch::Queue, false);
+        assert!(queue.mean() < 0.9 * push.mean());
+        assert!(queue.ttft(0.99) < push.ttft(0.99));
+    }
+
+    #[test]
+    fn processors_that_tell_each_other_what_they_booked_answer_sooner() {
+        for dispatch in [Dispatch::Push, Dispatch::Queue] {
+            let apart = prefilled(1.5, 4, dispatch, false);
+            let synced = prefilled(1.5, 4, dispatch, true);
+            assert!(synced.mean() < 0.85 * apart.mean(), "{dispatch:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::engine::{CAPACITY, Engine, MOST_RUNNING, Progress, Told};
 use super::workload::{BLOCK, Request};
 
 /// From a change in a cache to a router that knows: engine, relay, network.
-const NEWS: f64 = 0.005;
+pub(super) const NEWS: f64 = 0.005;
 
 /// Who chooses.
 #[derive(Clone, Copy, Debug, PartialEq)]

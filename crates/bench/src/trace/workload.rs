@@ -29,6 +29,22 @@ impl Request {
     pub(crate) fn prompt_blocks(&self) -> &[BlockHash] {
         &self.blocks[..self.prompt / BLOCK]
     }
+
+    /// Returns the names of the blocks that a cache may save: not that of the last token, which is computed in any case.
+    pub(crate) fn useful_blocks(&self) -> &[BlockHash] {
+        let blocks = self.prompt_blocks();
+        &blocks[..blocks.len().min((self.prompt - 1) / BLOCK)]
+    }
+
+    /// Returns what a prefill worker is asked for.
+    pub(crate) fn prompt_alone(&self) -> Self {
+        Self {
+            at: self.at,
+            prompt: self.prompt,
+            output: 1,
+            blocks: self.prompt_blocks().into(),
+        }
+    }
 }
 
 /// A kind of use.

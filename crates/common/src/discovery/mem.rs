@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
-use super::{Discovery, DiscoveryError, Event, Registration, WATCH_BUFFER, Watch, difference};
+use super::{
+    Discovery, DiscoveryError, Event, Peer, Registration, WATCH_BUFFER, Watch, difference,
+};
 use crate::{Card, ids::WorkerId};
 
 /// A place that exists as long as somebody holds it. Clones are the same place.
@@ -22,6 +24,7 @@ pub struct Mem {
 struct Place {
     cards: Mutex<Cards>,
     changed: Notify,
+    peers: Mutex<BTreeMap<String, Peer>>,
 }
 
 #[derive(Default)]
@@ -77,8 +80,35 @@ impl Discovery for Mem {
         Ok(Watch { events })
     }
 
+    async fn join(&self, peer: Peer) -> Result<Registration, DiscoveryError> {
+        let name = peer.name.clone();
+        self.place.peers.lock().insert(name.clone(), peer);
+        Ok(Registration::new(Part {
+            place: Arc::downgrade(&self.place),
+            name,
+        }))
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
+        Ok(self.place.peers.lock().values().cloned().collect())
+    }
+
     fn name(&self) -> String {
         "this process's memory".to_owned()
+    }
+}
+
+/// The end of a processor's stay.
+struct Part {
+    place: Weak<Place>,
+    name: String,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.upgrade() {
+            place.peers.lock().remove(&self.name);
+        }
     }
 }
 
@@ -112,7 +142,7 @@ async fn follow(place: Arc<Place>, sender: mpsc::Sender<Event>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::tests::card;
+    use crate::discovery::tests::{card, peer};
 
     #[tokio::test]
     async fn a_watcher_learns_of_workers_that_were_there_come_and_leave() {
@@ -124,6 +154,16 @@ mod tests {
         assert_eq!(watch.next().await, Some(Event::Put(Box::new(card("b")))));
         drop(first);
         assert_eq!(watch.next().await, Some(Event::Gone(WorkerId("a".into()))));
+    }
+
+    #[tokio::test]
+    async fn processors_are_there_until_they_leave() {
+        let mem = Mem::default();
+        let one = mem.join(peer("a")).await.unwrap();
+        let _two = mem.join(peer("b")).await.unwrap();
+        assert_eq!(mem.peers().await.unwrap(), [peer("a"), peer("b")]);
+        drop(one);
+        assert_eq!(mem.peers().await.unwrap(), [peer("b")]);
     }
 
     #[tokio::test]

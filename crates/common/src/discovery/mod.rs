@@ -8,6 +8,7 @@ pub mod etcd;
 pub mod file;
 pub mod mem;
 mod owner;
+mod peer;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+pub use peer::Peer;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -51,6 +53,22 @@ pub trait Discovery: Send + Sync + 'static {
     /// # Errors
     /// The place cannot be read.
     async fn watch(&self) -> Result<Watch, DiscoveryError>;
+
+    /// Makes a processor known to the others until the registration is dropped.
+    ///
+    /// # Errors
+    /// The place cannot be written to, or keeps no processors.
+    async fn join(&self, _peer: Peer) -> Result<Registration, DiscoveryError> {
+        Err(DiscoveryError::NoPeers(self.name()))
+    }
+
+    /// Returns the processors that are there now. To be asked every few seconds: they come and go rarely.
+    ///
+    /// # Errors
+    /// The place cannot be read.
+    async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
+        Ok(Vec::new())
+    }
 
     /// Returns what to call the place when telling people of it.
     fn name(&self) -> String;
@@ -116,6 +134,8 @@ pub enum DiscoveryError {
     Card(#[from] serde_json::Error),
     #[error("etcd at {endpoints}: {reason}")]
     Etcd { endpoints: String, reason: String },
+    #[error("{0}: processors do not find each other there")]
+    NoPeers(String),
     #[error("'{0}' cannot be part of a file name or a key")]
     Name(String),
 }
@@ -125,7 +145,7 @@ impl DiscoveryError {
     pub fn code(&self) -> Code {
         match self {
             Self::Io { .. } | Self::Etcd { .. } => Code::Unavailable,
-            Self::Card(_) | Self::Name(_) => Code::Internal,
+            Self::Card(_) | Self::Name(_) | Self::NoPeers(_) => Code::Internal,
         }
     }
 }
@@ -147,6 +167,17 @@ fn difference(before: &BTreeMap<WorkerId, Card>, now: &BTreeMap<WorkerId, Card>)
 mod tests {
     use super::*;
     use crate::card::{Endpoint, Model, Role};
+
+    pub(super) fn peer(name: &str) -> Peer {
+        Peer {
+            name: name.to_owned(),
+            host: "here".to_owned(),
+            events: crate::card::Relay {
+                endpoint: "tcp://127.0.0.1:1".to_owned(),
+                snapshot_endpoint: "tcp://127.0.0.1:2".to_owned(),
+            },
+        }
+    }
 
     pub(super) fn card(worker: &str) -> Card {
         Card {

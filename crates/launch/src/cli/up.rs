@@ -133,6 +133,11 @@ pub(crate) struct Up {
     #[arg(long, value_name = "TOKENS", help_heading = "Routing")]
     pub(crate) disagg_max_prefill_queue: Option<u64>,
 
+    /// When a prompt is given to a prefill worker: at once (push), or when one has room (queue, which processors do unless
+    /// told otherwise).
+    #[arg(long, value_name = "WHEN", value_parser = ["push", "queue"], help_heading = "Routing")]
+    pub(crate) prefill_dispatch: Option<String>,
+
     /// What drives the workers.
     #[arg(long, value_enum, default_value = "vllm", help_heading = "Engine")]
     pub(crate) engine: Engine,

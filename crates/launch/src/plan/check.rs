@@ -79,10 +79,11 @@ fn routing(plan: &Plan) -> Result<()> {
             "--disagg-max-prefill-queue",
             up.disagg_max_prefill_queue.is_some(),
         ),
+        ("--prefill-dispatch", up.prefill_dispatch.is_some()),
     ] {
         ensure!(
             !given || plan.disaggregated(),
-            "{flag} says when a decode worker computes a prompt itself; add --prefill-workers N --decode-workers M"
+            "{flag} is about prefill workers, and there is none; add --prefill-workers N --decode-workers M"
         );
     }
     Ok(())

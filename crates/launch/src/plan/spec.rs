@@ -47,6 +47,9 @@ impl Plan {
         if let Some(tokens) = up.disagg_max_prefill_queue {
             push(args, "--disagg-max-prefill-queue", tokens.to_string());
         }
+        if let Some(when) = &up.prefill_dispatch {
+            push(args, "--prefill-dispatch", when);
+        }
         if let Some(file) = &up.api_key_file {
             push(args, "--api-key-file", file);
         }

@@ -172,12 +172,15 @@ fn arguments_of_a_role_reach_that_role() {
 fn when_a_decode_worker_prefills_is_the_processors_to_decide() {
     let both = "stator up m --prefill-workers 1 --decode-workers 1";
     let all = specs(&format!(
-        "{both} --conditional-disagg fixed --disagg-min-prefill-tokens 64 --disagg-max-prefill-queue 9000"
+        "{both} --conditional-disagg fixed --disagg-min-prefill-tokens 64 --disagg-max-prefill-queue 9000 \
+         --prefill-dispatch queue"
     ));
     assert!(line(&all[0]).contains(
-        "--conditional-disagg fixed --disagg-min-prefill-tokens 64 --disagg-max-prefill-queue 9000"
+        "--conditional-disagg fixed --disagg-min-prefill-tokens 64 --disagg-max-prefill-queue 9000 \
+         --prefill-dispatch queue"
     ));
-    assert!(!line(&specs(both)[0]).contains("disagg"));
+    let plain = specs(both);
+    assert!(!line(&plain[0]).contains("disagg") && !line(&plain[0]).contains("dispatch"));
 }
 
 #[test]

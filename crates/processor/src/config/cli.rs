@@ -9,6 +9,7 @@ use serde::Serialize;
 use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret, Variables, duration};
 
 use super::{ConditionalMode, ConfigError, ReasoningField, SessionAffinity};
+use crate::fleet::PrefillDispatch;
 use crate::pool::RouterMode;
 
 /// Flags of the processor alone that the environment may give. The `DYN_*` names are Dynamo's (frontend, 1.6).
@@ -21,6 +22,12 @@ pub(super) const ENVIRONMENT: Variables = Variables(&[
         &["STATOR_ROUTER_TEMPERATURE", "DYN_ROUTER_TEMPERATURE"],
     ),
     ("router-decode-weight", &["STATOR_ROUTER_DECODE_WEIGHT"]),
+    (
+        "router-replica-sync",
+        &["STATOR_ROUTER_REPLICA_SYNC", "DYN_ROUTER_REPLICA_SYNC"],
+    ),
+    ("router-sync-host", &["STATOR_ROUTER_SYNC_HOST"]),
+    ("router-sync-port", &["STATOR_ROUTER_SYNC_PORT"]),
     ("session-affinity", &["STATOR_SESSION_AFFINITY"]),
     ("api-key", &["STATOR_API_KEY"]),
     ("api-key-file", &["STATOR_API_KEY_FILE"]),
@@ -48,6 +55,8 @@ pub(super) const ENVIRONMENT: Variables = Variables(&[
         "disagg-max-prefill-queue",
         &["STATOR_DISAGG_MAX_PREFILL_QUEUE"],
     ),
+    ("prefill-dispatch", &["STATOR_PREFILL_DISPATCH"]),
+    ("prefill-queue-limit", &["STATOR_PREFILL_QUEUE_LIMIT"]),
     (
         "trust-request-chat-template",
         &["STATOR_TRUST_REQUEST_CHAT_TEMPLATE"],
@@ -217,6 +226,21 @@ pub struct Settings {
     #[arg(long, value_name = "WEIGHT", value_parser = not_negative, help_heading = "Routing")]
     router_decode_weight: Option<f64>,
 
+    /// Whether processors in front of the same workers find each other and tell each other what they have booked, so
+    /// that they weigh it [default: true].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
+          help_heading = "Routing")]
+    router_replica_sync: Option<bool>,
+
+    /// Address of this machine under which other processors hear what this one has booked; there is no secret on it
+    /// [default: 127.0.0.1, for processors of this machine only].
+    #[arg(long, value_name = "HOST", help_heading = "Routing")]
+    router_sync_host: Option<String>,
+
+    /// Port for that; the next one is taken as well [default: 0, two free ones].
+    #[arg(long, value_name = "PORT", help_heading = "Routing")]
+    router_sync_port: Option<u16>,
+
     /// What makes requests a session, which keeps its worker while that has room: off, header (x-stator-session) or
     /// user (or else the body's user) [default: header].
     #[arg(long, value_name = "WHAT", help_heading = "Routing")]
@@ -233,9 +257,20 @@ pub struct Settings {
     #[arg(long, value_name = "TOKENS", help_heading = "Disaggregation")]
     disagg_min_prefill_tokens: Option<u64>,
 
-    /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute.
+    /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute (with
+    /// --prefill-dispatch queue: while more than this wait per prefill worker, here and there).
     #[arg(long, value_name = "TOKENS", help_heading = "Disaggregation")]
     disagg_max_prefill_queue: Option<u64>,
+
+    /// When a prompt is given to a prefill worker: push (at once, to the one where it costs least, and it waits there)
+    /// or queue (when one has room; until then it waits here, and goes where it is ready first as things are then)
+    /// [default: queue].
+    #[arg(long, value_name = "WHEN", help_heading = "Disaggregation")]
+    prefill_dispatch: Option<PrefillDispatch>,
+
+    /// With --prefill-dispatch queue: prompts of a model that may wait here; more are refused with 429 [default: 8192].
+    #[arg(long, value_name = "N", help_heading = "Disaggregation")]
+    prefill_queue_limit: Option<usize>,
 
     /// Name of the field that carries a reasoning model's thoughts [default: reasoning_content].
     #[arg(long, value_name = "NAME", help_heading = "Answers")]

@@ -15,6 +15,7 @@ pub use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret};
 
 use stator_router::{Bounds, Conditional, DECODING};
 
+use crate::fleet::{PrefillDispatch, Rules};
 use crate::pool::{RouterMode, Routing};
 
 pub use cli::{Cli, Settings, command};
@@ -84,6 +85,14 @@ pub struct Config {
     /// With kv and approx: what a token that a worker decodes from weighs beside one that it has to compute. Default
     /// 0.05; more spreads streams more evenly and finds less in caches.
     pub router_decode_weight: f64,
+    /// Whether processors in front of the same workers tell each other what they have booked. Default true; alone it
+    /// costs nothing.
+    pub router_replica_sync: bool,
+    /// Address or name of this machine under which other processors hear this one. Default 127.0.0.1: on this machine
+    /// only.
+    pub router_sync_host: String,
+    /// Port for that; the next one is taken as well. 0, the default: two free ones.
+    pub router_sync_port: u16,
     /// What makes requests a session, which keeps its worker while that has room, for ten minutes after its last
     /// request. Default `header`.
     pub session_affinity: SessionAffinity,
@@ -104,6 +113,12 @@ pub struct Config {
     /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disagg_max_prefill_queue: Option<u64>,
+    /// When a prompt is given to a prefill worker. Default `queue`: as good as `push` while little waits, and better when
+    /// much does.
+    pub prefill_dispatch: PrefillDispatch,
+    /// Prompts that may wait at the processor for prefill workers, per model; more are refused with 429. Default 8192: some
+    /// minutes' work for eight workers.
+    pub prefill_queue_limit: usize,
     /// Name of the field that carries a reasoning model's thoughts. Default `reasoning_content`.
     pub reasoning_field_name: ReasoningField,
     /// Whether requests may bring chat templates of their own. A template is bounded in time but not in
@@ -138,11 +153,16 @@ impl Default for Config {
             router_mode: RouterMode::RoundRobin,
             router_temperature: 0.0,
             router_decode_weight: DECODING,
+            router_replica_sync: true,
+            router_sync_host: "127.0.0.1".to_owned(),
+            router_sync_port: 0,
             session_affinity: SessionAffinity::Header,
             request_timeout: None,
             conditional_disagg: None,
             disagg_min_prefill_tokens: None,
             disagg_max_prefill_queue: None,
+            prefill_dispatch: PrefillDispatch::Queue,
+            prefill_queue_limit: 8192,
             reasoning_field_name: ReasoningField::ReasoningContent,
             trust_request_chat_template: false,
         }
@@ -189,6 +209,15 @@ impl Config {
                 SessionAffinity::Off => Duration::ZERO,
                 SessionAffinity::Header | SessionAffinity::User => SESSION_TTL,
             },
+        }
+    }
+
+    /// Returns how prompts come to prefill workers.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            conditional: self.conditional(),
+            dispatch: self.prefill_dispatch,
+            most_waiting: self.prefill_queue_limit,
         }
     }
 

@@ -76,7 +76,7 @@ fn candidate(one: &Considered) -> Value {
         "uncached_tokens": uncached,
         "queued_tokens": queued,
         "decoding_tokens": decoding,
-        "requests": target.ledger.load().requests,
+        "requests": target.load().requests,
         "full": full,
         "cost": cost,
     })

@@ -20,14 +20,14 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use stator_common::Code;
 use stator_common::proto::worker::{Delta, GenerateRequest, Leg};
-use stator_router::{Place, Situation};
+use stator_router::{Place, Situation, backlog};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use super::held::Held;
 use super::prefill::Computed;
 use super::{Fleet, Order};
-use crate::pool::{Ask, Attempt, Booked, DispatchError, Failed, Target};
+use crate::pool::{Ask, Attempt, Booked, DispatchError, Failed, Target, Worker};
 
 /// Times that the chain is begun, at most. As for single workers: more failures in a row are not the workers' fault.
 const MAX_ATTEMPTS: usize = 4;
@@ -43,11 +43,13 @@ pub(super) type Failures = SmallVec<[Failed; MAX_ATTEMPTS]>;
 #[derive(Default)]
 pub(super) struct Tried {
     pub(super) prefill: Failures,
-    decode: Failures,
+    pub(super) decode: Failures,
+    /// Where it waits for prefill workers, once it did.
+    pub(super) place: Option<backlog::Place>,
 }
 
 /// Why one run through the chain failed.
-struct Broken {
+pub(super) struct Broken {
     error: DispatchError,
     /// What is still good for another decode worker.
     computed: Option<Computed>,
@@ -70,15 +72,29 @@ impl Fleet {
         let follows = order.siblings.follows();
         let mut computed = None;
         let mut last: Option<DispatchError> = None;
+        if let Some(queue) = &self.queue {
+            queue.admit()?;
+        }
         for attempt in 1.. {
-            let Some(chosen) = self.choose(order, &mut tried, follows) else {
-                // The failure of a worker that was there says more than the absence of others.
-                return Err(last.unwrap_or_else(|| no_pair(order)));
+            let run = match &self.queue {
+                Some(queue) if queue.could_serve(order) => {
+                    let computed = computed.take();
+                    Some(self.run_through(queue, order, &mut tried, computed).await)
+                }
+                Some(_) => None,
+                None => match self.choose(order, &mut tried, follows) {
+                    Some(chosen) => {
+                        let computed = computed.take();
+                        Some(self.run(order, &mut tried, chosen, computed).await)
+                    }
+                    None => None,
+                },
             };
-            let run = self.run(order, &mut tried, chosen, computed.take()).await;
             let broken = match run {
-                Ok(attempt) => return Ok(attempt),
-                Err(broken) => broken,
+                Some(Ok(attempt)) => return Ok(attempt),
+                Some(Err(broken)) => broken,
+                // The failure of a worker that was there says more than the absence of others.
+                None => return Err(last.unwrap_or_else(|| no_pair(order))),
             };
             if !broken.error.code.is_retryable() || attempt == MAX_ATTEMPTS {
                 return Err(broken.error);
@@ -116,17 +132,49 @@ impl Fleet {
                 self.compute(order, tried, prefill, &decode).await?
             }
         };
-        if !computed.held.is_fresh() {
-            self.expired(order, &computed);
-            let message = "the prefill engine's lease was over before anybody could fetch";
-            return Err(DispatchError::new(Code::HandoffFailed, message).into());
-        }
+        let computed = self.still_held(order, computed)?;
         self.continue_at(order, tried, decode, computed).await
     }
 
-    fn expired(&self, order: &Order, computed: &Computed) {
+    /// Returns what a decode worker may be sent to fetch.
+    pub(super) fn still_held(
+        &self,
+        order: &Order,
+        computed: Computed,
+    ) -> Result<Computed, DispatchError> {
+        if computed.held.is_fresh() {
+            return Ok(computed);
+        }
+        self.expired(order, &computed);
+        let message = "the prefill engine's lease was over before anybody could fetch";
+        Err(DispatchError::new(Code::HandoffFailed, message))
+    }
+
+    pub(super) fn expired(&self, order: &Order, computed: &Computed) {
         self.metrics.handoff.expired.increment(1);
-        warn!(request = order.request.request_id, worker = %computed.by, "the lease was over before the decode leg");
+        warn!(request = order.request.request_id, worker = %computed.by.id(), "the lease was over before the decode leg");
+    }
+
+    /// Chooses a decode worker that can go on from a prefill worker.
+    pub(super) fn decode_with(
+        &self,
+        order: &Order,
+        tried: &mut Tried,
+        prefill: &Worker,
+    ) -> Option<Booked> {
+        let found = |tried: &[Failed]| {
+            self.decode.choose(&Ask {
+                prefilled: true,
+                partner: Some(prefill),
+                tried,
+                ..order.ask(&order.request)
+            })
+        };
+        // Where each has failed this request it was the hand-off that failed, or else it will again.
+        found(&tried.decode).or_else(|| {
+            tried.decode.clear();
+            found(&[])
+        })
     }
 
     /// Chooses a decode worker and a prefill worker that can work together.
@@ -134,12 +182,7 @@ impl Fleet {
     /// - `follows`: another choice of the prompt has begun, and this one will find it in the cache.
     fn choose(&self, order: &Order, tried: &mut Tried, follows: bool) -> Option<(Booked, Booked)> {
         let request = &*order.request;
-        // A rank that the client named is one of the engine that answers.
-        let prompt = GenerateRequest {
-            dp_rank: None,
-            prompt_tokens: request.prompt_tokens.clone(),
-            ..GenerateRequest::default()
-        };
+        let prompt = order.prompt();
         let mut alone: Failures = tried.decode.clone();
         loop {
             let ask = Ask {
@@ -177,10 +220,7 @@ impl Fleet {
 
     /// Decides who computes the prompt.
     fn place(&self, decode: &Booked, prefill: &Booked) -> Place {
-        let (ahead, at_decode) = (
-            prefill.target().ledger.load(),
-            decode.target().ledger.load(),
-        );
+        let (ahead, at_decode) = (prefill.target().load(), decode.target().load());
         let situation = Situation {
             uncached: decode.uncached(),
             uncached_at_prefill: prefill.uncached(),
@@ -190,11 +230,16 @@ impl Fleet {
             streams: at_decode.generating,
             queued: ahead.requests.saturating_sub(1),
         };
-        self.conditional.place(&situation, &self.measured.lock())
+        let conditional = &self.rules.conditional;
+        conditional.place(&situation, &self.measured.lock())
     }
 
     /// Lets a decode worker do all of it.
-    async fn locally(&self, order: &Order, tried: &mut Tried) -> Result<Attempt, DispatchError> {
+    pub(super) async fn locally(
+        &self,
+        order: &Order,
+        tried: &mut Tried,
+    ) -> Result<Attempt, DispatchError> {
         self.metrics.handoff.local.increment(1);
         let request = GenerateRequest {
             deadline_ms: order.time_left(),
@@ -226,7 +271,7 @@ impl Fleet {
     }
 
     /// Runs the decode leg up to its first token.
-    async fn continue_at(
+    pub(super) async fn continue_at(
         &self,
         order: &Order,
         tried: &mut Tried,
@@ -264,7 +309,7 @@ impl Fleet {
                 failed(&target, &error, &mut tried.decode);
                 if error.code == Code::HandoffFailed {
                     // It may be the other side that cannot be reached.
-                    tried.prefill.push(Failed::worker(by));
+                    tried.prefill.push(Failed::worker(by.id().clone()));
                     return Err(error.into());
                 }
                 // What no engine has seen is still good for another worker.
@@ -301,6 +346,16 @@ pub(super) fn failed(target: &Target, error: &DispatchError, tried: &mut Failure
     }
 }
 
+/// Returns what a prefill worker is sent.
+pub(super) fn prefill_request(order: &Order) -> GenerateRequest {
+    GenerateRequest {
+        deadline_ms: order.time_left(),
+        dp_rank: None,
+        leg: Leg::Prefill.into(),
+        ..GenerateRequest::clone(&order.request)
+    }
+}
+
 fn decode_request(
     order: &Order,
     params: Bytes,
@@ -326,7 +381,7 @@ fn decode_request(
 }
 
 /// Returns the error of a request for which no two workers could be found.
-fn no_pair(order: &Order) -> DispatchError {
+pub(super) fn no_pair(order: &Order) -> DispatchError {
     let message = match order.route.as_deref() {
         Some(route) if route.worker.is_some() || route.prefill_worker.is_some() => {
             "the workers that the request names do not take it, or do not fit each other"

@@ -2,19 +2,22 @@
 //!
 //! A request that aggregated workers serve goes to one of them and that is all. Where prefill and decode
 //! are different workers it is a chain of legs: [`handoff`](self) runs prefill, then decode, and answers for what lies
-//! in between: `held` is KV that a prefill engine keeps and that must be fetched or given back; `siblings` are
+//! in between: `queue` is where prompts wait, if they do; `held` is KV that a prefill engine keeps and that must be fetched or given back; `siblings` are
 //! the choices of one prompt, which share the work on it. Whether a prompt is worth a hand-off
 //! is `stator-router`'s to decide. Which worker of a role takes a leg is [`Pool`]'s.
 
 mod explain;
 mod handoff;
 mod held;
+mod late;
 mod prefill;
+mod queue;
 mod siblings;
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use stator_common::card::{HandOffProtocol, Role};
 use stator_common::plane::tcp::Unclaimed;
 use stator_common::proto::worker::GenerateRequest;
@@ -26,6 +29,8 @@ use crate::knowledge::Knowledge;
 use crate::metrics::ModelMetrics;
 use crate::pool::{Ask, Attempt, DispatchError, Pool, Route, Routing, Stage, Target, Worker};
 use held::Releaser;
+pub(crate) use queue::LOOK_AGAIN;
+use queue::Queue;
 pub(crate) use siblings::Siblings;
 
 /// What one choice asks for.
@@ -51,12 +56,36 @@ enum Way {
     Disaggregated,
 }
 
+/// When a prompt is given to a prefill worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum PrefillDispatch {
+    /// At once, to the one where it costs least; it waits there.
+    Push,
+    /// When one has room; it waits at the processor.
+    Queue,
+}
+
+/// How prompts come to prefill workers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rules {
+    /// When they do not.
+    pub conditional: Conditional,
+    /// When they do.
+    pub dispatch: PrefillDispatch,
+    /// How many may wait at the processor.
+    pub most_waiting: usize,
+}
+
 /// All workers of one model.
 pub struct Fleet {
     agg: Pool,
-    prefill: Pool,
+    prefill: Arc<Pool>,
     decode: Arc<Pool>,
-    conditional: Conditional,
+    rules: Rules,
+    /// Where prompts wait for prefill workers, if not there.
+    queue: Option<Arc<Queue>>,
     measured: Mutex<Measured>,
     /// What is known of the workers' caches, where routing looks at that.
     knowledge: Option<Arc<Knowledge>>,
@@ -70,7 +99,7 @@ impl Fleet {
     /// - `seed`: of random choices.
     pub(crate) fn new(
         routing: Routing,
-        conditional: Conditional,
+        rules: Rules,
         knowledge: Option<Arc<Knowledge>>,
         seed: u64,
         metrics: ModelMetrics,
@@ -79,12 +108,22 @@ impl Fleet {
             let retries = metrics.retries.clone();
             Pool::new(stage, routing, knowledge.clone(), seed, retries)
         };
+        let prefill = Arc::new(pool(Stage::Prefill));
         let decode = Arc::new(pool(Stage::Decode));
+        let waited = &metrics.handoff.waited;
+        let queue = match rules.dispatch {
+            PrefillDispatch::Push => None,
+            PrefillDispatch::Queue => {
+                let queue = Queue::new(&prefill, &decode, &rules, waited.clone());
+                Some(Arc::new(queue))
+            }
+        };
         Self {
             agg: pool(Stage::Whole),
-            prefill: pool(Stage::Prefill),
+            prefill,
             decode,
-            conditional,
+            rules,
+            queue,
             measured: Mutex::default(),
             knowledge,
             metrics,
@@ -112,6 +151,19 @@ impl Fleet {
     pub(crate) fn add(&self, worker: &Arc<Worker>) -> Vec<Arc<Target>> {
         let pool = self.pool(worker.card().role);
         pool.map(|pool| pool.add(worker)).unwrap_or_default()
+    }
+
+    /// Sees to prompts that wait for workers. To be called every [`LOOK_AGAIN`].
+    pub(crate) fn look(&self) {
+        if let Some(queue) = &self.queue {
+            queue.look();
+        }
+    }
+
+    /// Returns how many prompts wait here for prefill workers, and their tokens that no worker has; absent where they
+    /// wait at the workers.
+    pub fn waiting(&self) -> Option<(usize, u64)> {
+        self.queue.as_ref().map(|queue| queue.waiting())
     }
 
     /// Removes a worker; what runs on it goes on. Called by the task that adds.
@@ -246,6 +298,16 @@ impl Order {
         Ask {
             pinned: route.and_then(|route| route.prefill_worker.as_ref()),
             ..self.ask(request)
+        }
+    }
+
+    /// Returns the prompt alone, for who looks for a worker to compute it.
+    fn prompt(&self) -> GenerateRequest {
+        GenerateRequest {
+            // A rank that the client named is one of the engine that answers.
+            dp_rank: None,
+            prompt_tokens: self.request.prompt_tokens.clone(),
+            ..GenerateRequest::default()
         }
     }
 

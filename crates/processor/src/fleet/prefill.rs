@@ -1,19 +1,20 @@
 //! The prefill leg: a prompt is computed by one engine, and its KV kept for another.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use stator_common::card::HandOffProtocol;
 use stator_common::plane::tcp::delta;
-use stator_common::proto::worker::{Delta, FinishReason, GenerateRequest, Leg};
+use stator_common::proto::worker::{Delta, FinishReason, GenerateRequest};
 use stator_common::{Code, WorkerId};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::handoff::{Tried, failed};
+use super::handoff::{Tried, failed, prefill_request};
 use super::held::Held;
 use super::{Fleet, Order};
-use crate::pool::{Ask, Booked, DispatchError, Target};
+use crate::pool::{Ask, Booked, DispatchError, Target, Worker};
 
 /// The lease of an engine that does not tell it: vLLM's default (`kv_lease_duration`, 0.32).
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
@@ -21,7 +22,7 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 /// A prompt that is computed.
 pub(super) struct Computed {
     pub(super) held: Held,
-    pub(super) by: WorkerId,
+    pub(super) by: Arc<Worker>,
     /// What both engines know the hand-off by, where they need that.
     pub(super) transfer_id: String,
     /// What the prefill engine said.
@@ -37,12 +38,7 @@ impl Fleet {
         prefill: Booked,
         decode: &Booked,
     ) -> Result<Computed, DispatchError> {
-        let request = GenerateRequest {
-            deadline_ms: order.time_left(),
-            dp_rank: None,
-            leg: Leg::Prefill.into(),
-            ..GenerateRequest::clone(&order.request)
-        };
+        let request = prefill_request(order);
         // For the first choice; a later one goes where the prompt is cached, if that worker still takes it.
         let chosen = parking_lot::Mutex::new(Some(prefill));
         let failures = parking_lot::Mutex::new(&mut tried.prefill);
@@ -76,19 +72,19 @@ impl Fleet {
                 computed
             }
         };
-        let by = |computed: &Computed| computed.by.clone();
+        let by = |computed: &Computed| computed.by.id().clone();
         order.siblings.compute(compute, by).await
     }
 
     /// Runs the prefill leg.
-    async fn prefill(
+    pub(super) async fn prefill(
         &self,
         order: &Order,
         booked: Booked,
         request: &GenerateRequest,
     ) -> Result<Computed, DispatchError> {
-        let by = booked.worker().id().clone();
-        let work = booked.target().ledger.load().prefill_tokens;
+        let by = Arc::clone(booked.worker());
+        let work = booked.target().load().prefill_tokens;
         let booked_as_cached = booked.uncached() == 0;
         let peer = peer(booked.target());
         let protocol = booked.worker().protocol();
@@ -133,7 +129,7 @@ impl Fleet {
                 .prefill
                 .add(work as f64, took.as_secs_f64());
         }
-        debug!(request = order.request.request_id, worker = %by, ?took, "prompt computed");
+        debug!(request = order.request.request_id, worker = %by.id(), ?took, "prompt computed");
         let releaser = self.releaser(protocol);
         let lease = delta
             .kv_lease_ms

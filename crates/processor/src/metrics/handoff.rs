@@ -5,12 +5,16 @@ use metrics::{Counter, Histogram, Recorder, Unit};
 use super::{LATENCY_BUCKETS, Metrics};
 
 pub(super) const PREFILL: &str = "stator_processor_prefill_leg_seconds";
+pub(super) const WAITED: &str = "stator_processor_prefill_queue_seconds";
 pub(super) const TRANSFER: &str = "stator_processor_decode_leg_start_seconds";
 const HANDOFFS: &str = "stator_processor_handoffs_total";
 
 /// Histograms of this file, with their bounds.
-pub(super) const BUCKETS: [(&str, &[f64]); 2] =
-    [(PREFILL, LATENCY_BUCKETS), (TRANSFER, LATENCY_BUCKETS)];
+pub(super) const BUCKETS: [(&str, &[f64]); 3] = [
+    (WAITED, LATENCY_BUCKETS),
+    (PREFILL, LATENCY_BUCKETS),
+    (TRANSFER, LATENCY_BUCKETS),
+];
 
 /// The handles of one model.
 #[derive(Clone, Debug)]
@@ -27,6 +31,8 @@ pub struct HandOffMetrics {
     pub(crate) released: Counter,
     /// The same, but no decode worker was there to give it back.
     pub(crate) abandoned: Counter,
+    /// From a prompt's arrival in the queue to a prefill worker with room.
+    pub(crate) waited: Histogram,
     /// From sending a prompt to its KV being there.
     pub(crate) prefill: Histogram,
     /// From sending the decode leg to its first token.
@@ -47,6 +53,7 @@ impl HandOffMetrics {
             local: count("local"),
             released: count("released"),
             abandoned: count("abandoned"),
+            waited: time(WAITED),
             prefill: time(PREFILL),
             transfer: time(TRANSFER),
         }
@@ -60,6 +67,8 @@ pub(super) fn describe(metrics: &Metrics) {
                    released or abandoned (given back, or left to its lease)";
     recorder.describe_counter(HANDOFFS.into(), None, counted.into());
     let seconds = Some(Unit::Seconds);
+    let waited = "Time that prompts waited at the processor for a prefill worker with room";
+    recorder.describe_histogram(WAITED.into(), seconds, waited.into());
     let prefill = "Sending a prompt to a prefill worker, to its KV being there";
     recorder.describe_histogram(PREFILL.into(), seconds, prefill.into());
     let transfer = "Sending a prompt's KV parameters to a decode worker, to the first token";

@@ -22,7 +22,7 @@ use super::agreement::disagreement;
 use super::load::{self, Assets, LoadError};
 use super::{Model, Models, Snapshot, Unused};
 use crate::config::Config;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, LOOK_AGAIN};
 use crate::knowledge::Following;
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::pool::Worker;
@@ -94,10 +94,15 @@ impl Registry {
     pub async fn run(mut self, mut events: Watch) {
         let mut followed = true;
         let mut expiry = tokio::time::interval(EXPIRY);
+        let mut look = tokio::time::interval(LOOK_AGAIN);
         loop {
             tokio::select! {
                 _ = expiry.tick() => {
                     self.groups.values().for_each(|group| group.fleet.expire());
+                    continue;
+                }
+                _ = look.tick() => {
+                    self.groups.values().for_each(|group| group.fleet.look());
                     continue;
                 }
                 event = events.next(), if followed => match event {
@@ -115,6 +120,7 @@ impl Registry {
                 },
                 else => std::future::pending().await,
             }
+            self.groups.values().for_each(|group| group.fleet.look());
             self.publish();
         }
     }
@@ -171,7 +177,7 @@ impl Registry {
                 let knowledge = self.following.knowledge(&card, &metrics);
                 let fleet = Arc::new(Fleet::new(
                     self.config.routing(),
-                    self.config.conditional(),
+                    self.config.rules(),
                     knowledge,
                     rand::random(),
                     metrics.clone(),

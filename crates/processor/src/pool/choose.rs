@@ -7,7 +7,8 @@ use smallvec::SmallVec;
 use stator_common::WorkerId;
 use stator_common::proto::worker::GenerateRequest;
 use stator_router::{
-    BlockHash, Candidate, Overlaps, Policy, Reason, Router, Sessions, Share, Terms, terms,
+    BlockHash, Candidate, Overlaps, Policy, Reason, Router, Sessions, Share, Terms, backlog::Fit,
+    terms,
 };
 use tracing::debug;
 
@@ -29,6 +30,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) preferred: Option<&'a WorkerId>,
     /// The worker at the other end of the hand-off.
     pub(crate) partner: Option<&'a Worker>,
+    /// Those that may have it; absent: all.
+    pub(crate) among: Option<&'a [Arc<Target>]>,
     /// Whether the prompt is computed elsewhere.
     pub(crate) prefilled: bool,
     /// Whether all of the prompt will be in the cache by then, whatever is known of it.
@@ -46,6 +49,7 @@ impl<'a> Ask<'a> {
             tried,
             preferred: None,
             partner: None,
+            among: None,
             prefilled: false,
             cached: false,
         }
@@ -56,7 +60,8 @@ impl<'a> Ask<'a> {
         self.request.prompt_tokens.len() / size_of::<u32>()
     }
 
-    fn takes(&self, target: &Target) -> bool {
+    /// Says whether a target may have it, whatever state that is in.
+    pub(crate) fn takes(&self, target: &Target) -> bool {
         let asked = self.request.dp_rank;
         !self.tried.iter().any(|failed| failed.covers(target))
             && self
@@ -64,6 +69,9 @@ impl<'a> Ask<'a> {
                 .is_none_or(|pinned| target.worker.id() == pinned)
             && asked.is_none_or(|rank| target.dp_rank.is_none_or(|own| own == rank))
             && self.partner.is_none_or(|other| target.worker.fits(other))
+            && self
+                .among
+                .is_none_or(|among| among.iter().any(|one| std::ptr::eq(&**one, target)))
     }
 
     fn session(&self) -> Option<u64> {
@@ -186,6 +194,42 @@ impl Pool {
             .collect()
     }
 
+    /// Says whether somebody is there who may have a request.
+    pub(crate) fn has(&self, ask: &Ask<'_>) -> bool {
+        let targets = self.targets.load();
+        targets
+            .iter()
+            .any(|target| target.availability() != Availability::Absent && ask.takes(target))
+    }
+
+    /// Writes what each of some targets has of a prompt.
+    pub(crate) fn fits(&self, ask: &Ask<'_>, targets: &[Arc<Target>], out: &mut [Option<Fit>]) {
+        let prompt = ask.tokens() as u64;
+        let knowledge = self.knowledge.as_ref().filter(|_| !ask.blocks.is_empty());
+        let mut deciding = self.deciding.lock();
+        let overlaps = &mut deciding.overlaps;
+        if let Some(knowledge) = knowledge {
+            knowledge.overlaps(ask.blocks, ask.tokens(), overlaps);
+        }
+        for (target, out) in targets.iter().zip(out) {
+            let entry = knowledge.and(target.entry());
+            let cached = entry.map_or(0, |entry| entry.cached(overlaps).device);
+            *out = Some(Fit {
+                cached,
+                uncached: prompt.saturating_sub(cached),
+            });
+        }
+    }
+
+    /// Returns the tokens of a prompt that whoever has most of it would have to compute.
+    pub(crate) fn least_work(&self, ask: &Ask<'_>) -> u64 {
+        let targets = self.targets.load();
+        let mut fits: SmallVec<[Option<Fit>; 16]> = SmallVec::from_elem(None, targets.len());
+        self.fits(ask, &targets, &mut fits);
+        let work = fits.iter().flatten().map(|fit| fit.uncached);
+        work.min().unwrap_or(ask.tokens() as u64)
+    }
+
     fn candidates<'a>(
         &self,
         open: &Open<'a>,
@@ -199,7 +243,7 @@ impl Pool {
         open.iter()
             .map(|target| {
                 let mut candidate =
-                    Candidate::new(target.worker.id(), target.dp_rank, target.ledger.load());
+                    Candidate::new(target.worker.id(), target.dp_rank, target.load());
                 candidate.room = target.room;
                 if let (Some(_), Some(entry)) = (knowledge, target.entry()) {
                     candidate.cached = entry.cached(overlaps);

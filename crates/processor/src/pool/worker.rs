@@ -10,7 +10,7 @@ use stator_common::events::ViewId;
 use stator_common::plane::tcp::{Client, State};
 use stator_common::proto::worker::Load;
 use stator_common::{Code, WorkerId};
-use stator_router::{Ledger, Room};
+use stator_router::{Ledger, Room, Told, backlog};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -208,6 +208,8 @@ pub struct Target {
     pub dp_rank: Option<u32>,
     /// What this processor booked on it.
     pub ledger: Ledger,
+    /// What other processors said that they booked.
+    pub(crate) elsewhere: Told,
     /// How much it runs at once.
     pub(crate) room: Room,
     /// Of this rank alone.
@@ -239,11 +241,24 @@ impl Target {
                 worker: Arc::clone(worker),
                 dp_rank: (ranks > 1).then_some(rank),
                 ledger: Ledger::default(),
+                elsewhere: Told::default(),
                 room,
                 inhibition: Mutex::default(),
                 entry: knowledge.map(|knowledge| Entry::new(knowledge, view, blocks)),
             }
         })
+    }
+
+    /// Returns what is known to be booked on it, by this processor and others.
+    pub fn load(&self) -> stator_router::Load {
+        self.ledger.load() + self.elsewhere.load()
+    }
+
+    /// Says whether it is to be given a prompt to compute now. What others have given it does not count: that is known
+    /// too late to tell a worker that is busy from one that has nothing to do.
+    pub(crate) fn has_prefill_room(&self) -> bool {
+        let step = self.worker.card.model.max_num_batched_tokens;
+        backlog::has_room(&self.ledger.load(), self.room, step.into())
     }
 
     /// Says whether it may get a request now.

@@ -33,6 +33,7 @@ use crate::App;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::models::{Models, Registry};
+use crate::peers::{Peers, SyncError};
 
 pub(crate) use auth::Keys;
 pub(crate) use routes::HttpCounters;
@@ -63,6 +64,9 @@ pub enum BindError {
     /// Certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Other processors cannot be told what this one books.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
 }
 
 /// Opens the configured discovery.
@@ -81,6 +85,7 @@ pub struct Processor {
     config: Arc<Config>,
     listener: listener::Listener,
     system: Option<system::System>,
+    peers: Option<Peers>,
 }
 
 impl Processor {
@@ -92,10 +97,12 @@ impl Processor {
         listener::raise_file_limit();
         let listener = listener::Listener::bind(&config).await?;
         let system = system::System::bind(&config).await?;
+        let peers = Peers::bind(&config).await?;
         Ok(Self {
             config: Arc::new(config),
             listener,
             system,
+            peers,
         })
     }
 
@@ -130,11 +137,16 @@ impl Processor {
         );
         let router = routes::router(Arc::clone(&app));
         let system = self.system.map(|system| system.serve(Arc::clone(&app)));
+        let peers = self.peers.map(|peers| {
+            let models = Arc::clone(&app.models);
+            peers.run(discovery, models, Arc::clone(&app.peers))
+        });
         tokio::select! {
             () = self.listener.serve(Arc::clone(&app), router, drain) => {}
             () = registry.run(workers) => {}
             () = app.metrics.upkeep() => {}
             Some(()) = OptionFuture::from(system) => {}
+            Some(()) = OptionFuture::from(peers) => {}
         }
         Ok(())
     }

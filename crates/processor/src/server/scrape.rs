@@ -4,6 +4,7 @@
 
 use std::fmt::{Display, Write};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -20,6 +21,14 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let mut text = app.metrics.render();
     write_workers(&mut text, &app.models.list());
+    let name = "peers_heard";
+    head(
+        &mut text,
+        name,
+        "gauge",
+        "Other processors that say what they have booked",
+    );
+    sample(&mut text, name, &[], app.peers.load(Ordering::Relaxed));
     ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response()
 }
 
@@ -113,6 +122,18 @@ fn write_workers(text: &mut String, models: &[Arc<Model>]) {
                 ];
                 sample(text, name, &labels, value);
             }
+        }
+    }
+    head(
+        text,
+        "prefill_queue_requests",
+        "gauge",
+        "Prompts that wait at the processor for a prefill worker with room",
+    );
+    for model in models {
+        if let Some((requests, _)) = model.fleet.waiting() {
+            let labels = [("model", model.id.as_str())];
+            sample(text, "prefill_queue_requests", &labels, requests);
         }
     }
     head(

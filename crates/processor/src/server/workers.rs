@@ -1,12 +1,14 @@
 //! `GET /workers`: what the router believes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 use stator_common::events::Medium;
 use stator_common::plane::tcp;
+use stator_router::Load;
 
 use crate::App;
 use crate::knowledge::Entry;
@@ -25,6 +27,7 @@ pub(super) async fn workers(State(app): State<Arc<App>>) -> Json<Value> {
     });
     Json(json!({
         "router_mode": app.config.router_mode,
+        "processors_heard": app.peers.load(Ordering::Relaxed),
         "models": app.models.list().iter().map(|model| entry(model)).collect::<Vec<_>>(),
         "unused": unused.collect::<Vec<_>>(),
     }))
@@ -35,6 +38,10 @@ fn entry(model: &Model) -> Value {
     json!({
         "model": model.id,
         "names": model.card.names,
+        "prefill_queue": model.fleet.waiting().map(|(requests, tokens)| json!({
+            "requests": requests,
+            "tokens": tokens,
+        })),
         "targets": targets.iter().map(|target| describe(target)).collect::<Vec<_>>(),
     })
 }
@@ -42,7 +49,13 @@ fn entry(model: &Model) -> Value {
 fn describe(target: &Target) -> Value {
     let worker = &target.worker;
     let card = worker.card();
-    let booked = target.ledger.load();
+    let load = |load: Load| {
+        json!({
+            "requests": load.requests,
+            "prefill_tokens": load.prefill_tokens,
+            "decode_tokens": load.decode_tokens,
+        })
+    };
     let reported = worker.reported();
     json!({
         "worker": worker.id(),
@@ -61,11 +74,8 @@ fn describe(target: &Target) -> Value {
             Availability::Absent => "absent",
         },
         "decisions": worker.decisions(),
-        "booked": {
-            "requests": booked.requests,
-            "prefill_tokens": booked.prefill_tokens,
-            "decode_tokens": booked.decode_tokens,
-        },
+        "booked": load(target.ledger.load()),
+        "booked_by_others": load(target.elsewhere.load()),
         "reported": {
             "running": reported.running,
             "waiting": reported.waiting,

@@ -7,9 +7,8 @@ use stator_processor::config::{ConditionalMode, Config};
 
 use crate::stage::{Stage, answer, handed};
 
-#[tokio::test]
-async fn decode_goes_on_with_what_prefill_handed_over() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn decode_goes_on_with_what_prefill_handed_over(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let body = json!({"prompt": "abc", "max_tokens": 3, "seed": 7, "logprobs": 1});
     let asked = stage.ask(&body);
     let first = prefill.hand_on("kv-1").await;
@@ -36,9 +35,8 @@ async fn decode_goes_on_with_what_prefill_handed_over() {
     assert_eq!(stage.handoffs("released").await, 0);
 }
 
-#[tokio::test]
-async fn log_probabilities_of_the_prompt_come_from_the_engine_that_computed_it() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn log_probabilities_of_the_prompt_come_from_the_engine_that_computed_it(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask(&json!({"prompt": "abc", "max_tokens": 1, "prompt_logprobs": 0}));
     let first = prefill.attempt().await;
     assert_eq!(first.sampling().prompt_logprobs, Some(0));
@@ -63,9 +61,8 @@ async fn log_probabilities_of_the_prompt_come_from_the_engine_that_computed_it()
     assert_eq!(rows[2]["99"]["logprob"], -0.5, "{answered}");
 }
 
-#[tokio::test]
-async fn choices_have_a_hand_off_each_but_the_prompt_is_computed_once() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn choices_have_a_hand_off_each_but_the_prompt_is_computed_once(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let mut prefills = [
         stage.add("p0", Role::Prefill).await,
         stage.add("p1", Role::Prefill).await,
@@ -102,12 +99,11 @@ async fn choices_have_a_hand_off_each_but_the_prompt_is_computed_once() {
     assert_eq!(answered["choices"].as_array().unwrap().len(), 3);
 }
 
-#[tokio::test]
-async fn prompts_too_short_for_a_hand_off_stay_with_the_decode_worker() {
+async fn prompts_too_short_for_a_hand_off_stay_with_the_decode_worker(config: Config) {
     let (stage, mut prefill, mut decode) = Stage::with_both(Config {
         conditional_disagg: Some(ConditionalMode::Fixed),
         disagg_min_prefill_tokens: Some(4),
-        ..Config::default()
+        ..config.clone()
     })
     .await;
     let short = stage.ask(&json!({"prompt": "abc", "max_tokens": 3}));
@@ -125,9 +121,8 @@ async fn prompts_too_short_for_a_hand_off_stay_with_the_decode_worker() {
     assert_eq!(stage.handoffs("local").await, 1);
 }
 
-#[tokio::test]
-async fn prefill_workers_are_chosen_by_the_tokens_that_wait_there() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn prefill_workers_are_chosen_by_the_tokens_that_wait_there(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let mut prefills = [
         stage.add("p0", Role::Prefill).await,
         stage.add("p1", Role::Prefill).await,
@@ -148,9 +143,8 @@ async fn prefill_workers_are_chosen_by_the_tokens_that_wait_there() {
     assert!(prefills[at].is_idle());
 }
 
-#[tokio::test]
-async fn aggregated_workers_serve_while_a_half_is_missing() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn aggregated_workers_serve_while_a_half_is_missing(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let mut agg = stage.add("a0", Role::Agg).await;
     let mut prefill = stage.add("p0", Role::Prefill).await;
     let asked = stage.ask_shortly();
@@ -167,9 +161,8 @@ async fn aggregated_workers_serve_while_a_half_is_missing() {
     assert_eq!(asked.await.unwrap().json()["choices"][0]["text"], "two");
 }
 
-#[tokio::test]
-async fn only_workers_of_one_build_and_connector_are_paired() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn only_workers_of_one_build_and_connector_are_paired(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let mut newer = stage
         .add_with("p-new", Role::Prefill, |card| {
             card.model.vllm_version = "0.99.0".to_owned();
@@ -189,3 +182,13 @@ async fn only_workers_of_one_build_and_connector_are_paired() {
     }
     assert!(newer.is_idle());
 }
+
+both_ways!(
+    decode_goes_on_with_what_prefill_handed_over,
+    log_probabilities_of_the_prompt_come_from_the_engine_that_computed_it,
+    choices_have_a_hand_off_each_but_the_prompt_is_computed_once,
+    prompts_too_short_for_a_hand_off_stay_with_the_decode_worker,
+    prefill_workers_are_chosen_by_the_tokens_that_wait_there,
+    aggregated_workers_serve_while_a_half_is_missing,
+    only_workers_of_one_build_and_connector_are_paired,
+);

@@ -11,13 +11,12 @@ use stator_testkit::http::{open, post, send};
 
 use crate::stage::{COMPLETIONS, Stage, answer, handed, refused};
 
-#[tokio::test]
-async fn one_half_alone_serves_nobody_and_says_which_is_missing() {
+async fn one_half_alone_serves_nobody_and_says_which_is_missing(config: Config) {
     for (role, missing) in [
         (Role::Prefill, "no decode worker"),
         (Role::Decode, "no prefill worker"),
     ] {
-        let mut stage = Stage::new(Config::default()).await;
+        let mut stage = Stage::new(config.clone()).await;
         let mut worker = stage.add("w", role).await;
         let answered = stage.ask_shortly().await.unwrap();
         assert_eq!(answered.status, 503);
@@ -27,9 +26,8 @@ async fn one_half_alone_serves_nobody_and_says_which_is_missing() {
     }
 }
 
-#[tokio::test]
-async fn a_prefill_worker_that_fails_is_replaced() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn a_prefill_worker_that_fails_is_replaced(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let mut prefills = [
         stage.add("p0", Role::Prefill).await,
         stage.add("p1", Role::Prefill).await,
@@ -47,9 +45,8 @@ async fn a_prefill_worker_that_fails_is_replaced() {
     assert_eq!(asked.await.unwrap().status, 200);
 }
 
-#[tokio::test]
-async fn a_prefill_worker_that_dies_is_replaced() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn a_prefill_worker_that_dies_is_replaced(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let mut prefills = [
         stage.add("p0", Role::Prefill).await,
         stage.add("p1", Role::Prefill).await,
@@ -67,9 +64,8 @@ async fn a_prefill_worker_that_dies_is_replaced() {
     assert_eq!(asked.await.unwrap().status, 200);
 }
 
-#[tokio::test]
-async fn a_prompt_at_fault_is_not_tried_elsewhere() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_prompt_at_fault_is_not_tried_elsewhere(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask_shortly();
     let attempt = prefill.attempt().await;
     attempt.send(failed(0, Code::InvalidRequest, "no such token"));
@@ -77,18 +73,16 @@ async fn a_prompt_at_fault_is_not_tried_elsewhere() {
     assert!(prefill.is_idle() && decode.is_idle());
 }
 
-#[tokio::test]
-async fn a_prefill_that_hands_nothing_on_is_no_success() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_prefill_that_hands_nothing_on_is_no_success(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask_shortly();
     prefill.attempt().await.finish(&[1], FinishReason::Length);
     assert_eq!(asked.await.unwrap().status, 500);
     assert!(decode.is_idle());
 }
 
-#[tokio::test]
-async fn a_decode_worker_that_takes_nothing_new_leaves_the_kv_to_another() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn a_decode_worker_that_takes_nothing_new_leaves_the_kv_to_another(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let mut prefill = stage.add("p0", Role::Prefill).await;
     let mut decodes = [
         stage.add("d0", Role::Decode).await,
@@ -109,9 +103,8 @@ async fn a_decode_worker_that_takes_nothing_new_leaves_the_kv_to_another() {
     assert!(prefill.is_idle(), "computed twice");
 }
 
-#[tokio::test]
-async fn a_rank_without_an_engine_leaves_the_kv_to_the_others_of_its_worker() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn a_rank_without_an_engine_leaves_the_kv_to_the_others_of_its_worker(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let mut prefill = stage.add("p0", Role::Prefill).await;
     let ranks = |card: &mut Card| card.model.dp_size = 3;
     let mut decode = stage.add_ranks("d0", Role::Decode, 3, ranks).await;
@@ -137,9 +130,8 @@ async fn a_rank_without_an_engine_leaves_the_kv_to_the_others_of_its_worker() {
     }
 }
 
-#[tokio::test]
-async fn a_decode_worker_is_told_until_when_it_may_fetch() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_decode_worker_is_told_until_when_it_may_fetch(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask_shortly();
     assert_eq!(prefill.hand_on("kv").await.request.kv_lease_ms, None);
     let attempt = decode.attempt().await;
@@ -149,9 +141,8 @@ async fn a_decode_worker_is_told_until_when_it_may_fetch() {
     assert_eq!(asked.await.unwrap().status, 200);
 }
 
-#[tokio::test]
-async fn workers_that_do_not_fit_each_other_leave_requests_to_those_that_do_all() {
-    let mut stage = Stage::new(Config::default()).await;
+async fn workers_that_do_not_fit_each_other_leave_requests_to_those_that_do_all(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
     let _prefill = stage.add("p0", Role::Prefill).await;
     let other = |card: &mut Card| card.handoff.as_mut().unwrap().connector = "Other".to_owned();
     let _decode = stage.add_with("d0", Role::Decode, other).await;
@@ -161,10 +152,9 @@ async fn workers_that_do_not_fit_each_other_leave_requests_to_those_that_do_all(
     assert_eq!(asked.await.unwrap().status, 200);
 }
 
-#[tokio::test]
-async fn kv_that_a_dead_decode_engine_may_have_touched_is_computed_again() {
+async fn kv_that_a_dead_decode_engine_may_have_touched_is_computed_again(config: Config) {
     for code in [Code::EngineDead, Code::HandoffFailed] {
-        let mut stage = Stage::new(Config::default()).await;
+        let mut stage = Stage::new(config.clone()).await;
         let mut prefill = stage.add("p0", Role::Prefill).await;
         let mut decodes = [
             stage.add("d0", Role::Decode).await,
@@ -187,9 +177,8 @@ async fn kv_that_a_dead_decode_engine_may_have_touched_is_computed_again() {
     }
 }
 
-#[tokio::test]
-async fn a_pair_that_keeps_failing_ends_in_a_typed_error() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_pair_that_keeps_failing_ends_in_a_typed_error(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask_shortly();
     for _ in 0..4 {
         prefill.hand_on("kv").await;
@@ -206,9 +195,8 @@ async fn a_pair_that_keeps_failing_ends_in_a_typed_error() {
     assert_eq!(answered.error(), "the KV could not be fetched");
 }
 
-#[tokio::test]
-async fn a_lease_that_is_over_is_never_used() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_lease_that_is_over_is_never_used(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask_shortly();
     prefill.attempt().await.send(Delta {
         kv_lease_ms: Some(0),
@@ -224,9 +212,8 @@ async fn a_lease_that_is_over_is_never_used() {
     assert!(decode.is_idle());
 }
 
-#[tokio::test]
-async fn the_time_of_a_request_bounds_all_its_legs_together() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn the_time_of_a_request_bounds_all_its_legs_together(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let ask = |milliseconds: &str| {
         let mut request = post(COMPLETIONS, json!({"prompt": "abc"}).to_string());
         let value = milliseconds.parse().unwrap();
@@ -256,9 +243,8 @@ async fn the_time_of_a_request_bounds_all_its_legs_together() {
     assert_eq!(bad.json()["error"]["param"], "x-request-timeout-ms");
 }
 
-#[tokio::test]
-async fn a_failure_after_the_first_token_is_told_and_not_repeated() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_failure_after_the_first_token_is_told_and_not_repeated(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let body = json!({"prompt": "abc", "stream": true});
     let (mut reading, attempt) = tokio::join!(open(stage.addr, COMPLETIONS, &body), async {
         prefill.hand_on("kv").await;
@@ -275,3 +261,20 @@ async fn a_failure_after_the_first_token_is_told_and_not_repeated() {
     assert!(seen.contains("the engine died"), "{seen}");
     assert!(prefill.is_idle());
 }
+
+both_ways!(
+    one_half_alone_serves_nobody_and_says_which_is_missing,
+    a_prefill_worker_that_fails_is_replaced,
+    a_prefill_worker_that_dies_is_replaced,
+    a_prompt_at_fault_is_not_tried_elsewhere,
+    a_prefill_that_hands_nothing_on_is_no_success,
+    a_decode_worker_that_takes_nothing_new_leaves_the_kv_to_another,
+    a_rank_without_an_engine_leaves_the_kv_to_the_others_of_its_worker,
+    a_decode_worker_is_told_until_when_it_may_fetch,
+    workers_that_do_not_fit_each_other_leave_requests_to_those_that_do_all,
+    kv_that_a_dead_decode_engine_may_have_touched_is_computed_again,
+    a_pair_that_keeps_failing_ends_in_a_typed_error,
+    a_lease_that_is_over_is_never_used,
+    the_time_of_a_request_bounds_all_its_legs_together,
+    a_failure_after_the_first_token_is_told_and_not_repeated,
+);

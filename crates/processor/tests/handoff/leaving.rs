@@ -7,9 +7,8 @@ use stator_testkit::http::open;
 
 use crate::stage::{COMPLETIONS, Stage, handed};
 
-#[tokio::test]
-async fn a_client_that_leaves_during_prefill_stops_it() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_client_that_leaves_during_prefill_stops_it(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask_shortly();
     let attempt = prefill.attempt().await;
     asked.abort();
@@ -17,9 +16,8 @@ async fn a_client_that_leaves_during_prefill_stops_it() {
     assert!(decode.is_idle());
 }
 
-#[tokio::test]
-async fn kv_that_crosses_the_cancel_is_given_back() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn kv_that_crosses_the_cancel_is_given_back(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask_shortly();
     let attempt = prefill.attempt().await;
     asked.abort();
@@ -37,9 +35,8 @@ async fn kv_that_crosses_the_cancel_is_given_back() {
     }
 }
 
-#[tokio::test]
-async fn a_client_that_leaves_before_the_first_token_stops_decode() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_client_that_leaves_before_the_first_token_stops_decode(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let asked = stage.ask_shortly();
     prefill.hand_on("kv").await;
     let attempt = decode.attempt().await;
@@ -49,9 +46,8 @@ async fn a_client_that_leaves_before_the_first_token_stops_decode() {
     assert!(decode.is_idle());
 }
 
-#[tokio::test]
-async fn a_client_that_leaves_a_stream_stops_decode() {
-    let (stage, mut prefill, mut decode) = Stage::with_both(Config::default()).await;
+async fn a_client_that_leaves_a_stream_stops_decode(config: Config) {
+    let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
     let body = json!({"prompt": "abc", "stream": true});
     let (mut reading, attempt) = tokio::join!(open(stage.addr, COMPLETIONS, &body), async {
         prefill.hand_on("kv").await;
@@ -63,3 +59,10 @@ async fn a_client_that_leaves_a_stream_stops_decode() {
     reading.leave();
     assert_eq!(decode.cancelled().await, attempt.stream);
 }
+
+both_ways!(
+    a_client_that_leaves_during_prefill_stops_it,
+    kv_that_crosses_the_cancel_is_given_back,
+    a_client_that_leaves_before_the_first_token_stops_decode,
+    a_client_that_leaves_a_stream_stops_decode,
+);

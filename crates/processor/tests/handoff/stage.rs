@@ -9,6 +9,7 @@ use stator_common::card::{HandOff, HandOffProtocol, Role};
 use stator_common::plane::tcp::delta::failed;
 use stator_common::proto::worker::{Delta, FinishReason};
 use stator_processor::config::Config;
+use stator_processor::fleet::PrefillDispatch;
 use stator_testkit::http::{Answered, post, send};
 use stator_testkit::worker::{Attempt, Script, Worker};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -17,6 +18,22 @@ use tokio::task::JoinHandle;
 use crate::support::{self, Running, until_open};
 
 pub(crate) const COMPLETIONS: &str = "/v1/completions";
+
+/// Returns a configuration by which prompts go to prefill workers at once.
+pub(crate) fn pushed() -> Config {
+    Config {
+        prefill_dispatch: PrefillDispatch::Push,
+        ..Config::default()
+    }
+}
+
+/// Returns a configuration by which prompts wait until a prefill worker has room.
+pub(crate) fn queued() -> Config {
+    Config {
+        prefill_dispatch: PrefillDispatch::Queue,
+        ..Config::default()
+    }
+}
 
 /// A processor, and the workers that the test adds.
 pub(crate) struct Stage {

@@ -4,6 +4,7 @@
 
 mod caches;
 mod explained;
+mod peers;
 mod stage;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "some of it is for the tests of the front alone")]

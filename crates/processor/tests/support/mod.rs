@@ -21,7 +21,12 @@ pub(crate) struct Running {
 
 /// Starts a processor on a free port.
 pub(crate) async fn start(config: Config) -> Running {
-    let discovery = Mem::default();
+    start_in(config, &Mem::default()).await
+}
+
+/// Starts another one that finds the same workers.
+pub(crate) async fn start_in(config: Config, discovery: &Mem) -> Running {
+    let discovery = discovery.clone();
     let processor = Processor::bind(Config {
         http_port: 0,
         ..config

@@ -9,6 +9,8 @@
 //! [`TTL`] to come back before they count as gone, since they were cut off as well. While etcd is away nothing
 //! changes: requests go on with the workers that are known.
 //!
+//! Processors have a key each below `<prefix>/processors/`, under a lease of the same kind.
+//!
 //! What it does not do: it keeps nothing else in etcd, and takes no part in any decision.
 
 mod client;
@@ -22,9 +24,9 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use client::{Access, Tls};
+use client::{Access, Client, Tls};
 
-use super::{Discovery, DiscoveryError, Registration, WATCH_BUFFER, Watch};
+use super::{Discovery, DiscoveryError, Peer, Registration, WATCH_BUFFER, Watch};
 use crate::{Card, card::is_name, settings::EtcdSettings};
 
 /// A worker that did not renew its lease for this long is gone. As with the folder of the file discovery.
@@ -83,8 +85,12 @@ pub struct Etcd {
 struct Place {
     names: Vec<String>,
     access: Access,
-    /// What all keys begin with, the last slash included.
+    /// What the keys of workers begin with, the last slash included.
     prefix: String,
+    /// What those of processors do.
+    peers: String,
+    /// Asked for processors every few seconds; absent after a failure.
+    asked: tokio::sync::Mutex<Option<Client>>,
 }
 
 impl Etcd {
@@ -119,6 +125,8 @@ impl Etcd {
                 names,
                 access: Access { endpoints, user },
                 prefix: format!("{}/workers/", prefix.trim_end_matches('/')),
+                peers: format!("{}/processors/", prefix.trim_end_matches('/')),
+                asked: tokio::sync::Mutex::default(),
             }),
         })
     }
@@ -163,10 +171,55 @@ impl Discovery for Etcd {
                 return Err(DiscoveryError::Name(name.clone()));
             }
         }
+        self.keep(self.place.key(&card), serde_json::to_vec(&card)?)
+            .await
+    }
+
+    async fn watch(&self) -> Result<Watch, DiscoveryError> {
+        let (sender, events) = mpsc::channel(WATCH_BUFFER);
+        tokio::spawn(watch::follow(self.place.clone(), sender));
+        Ok(Watch { events })
+    }
+
+    async fn join(&self, peer: Peer) -> Result<Registration, DiscoveryError> {
+        let key = format!("{}{}", self.place.peers, peer.name);
+        self.keep(key, serde_json::to_vec(&peer)?).await
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
+        let mut asked = self.place.asked.lock().await;
+        let pairs = timeout(ANSWER_WITHIN, async {
+            let client = match asked.take() {
+                Some(client) => client,
+                None => Client::connect(&self.place.access).await?,
+            };
+            let (pairs, _) = client.below(&self.place.peers).await?;
+            *asked = Some(client);
+            Ok(pairs)
+        });
+        let pairs = pairs
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))
+            .map_err(|error| self.place.error(&error))?;
+        // What cannot be read is of a processor of another kind.
+        let read = pairs
+            .iter()
+            .filter_map(|pair| serde_json::from_slice(&pair.value).ok());
+        Ok(read.collect())
+    }
+
+    fn name(&self) -> String {
+        format!("etcd at {}", self.place.names.join(", "))
+    }
+}
+
+impl Etcd {
+    /// Keeps a key until what is returned is dropped.
+    async fn keep(&self, key: String, value: Vec<u8>) -> Result<Registration, DiscoveryError> {
         let entry = keep::Entry {
             place: self.place.clone(),
-            key: self.place.key(&card),
-            card: serde_json::to_vec(&card)?,
+            key,
+            card: value,
         };
         let leased = timeout(ANSWER_WITHIN * 2, entry.put())
             .await
@@ -176,16 +229,6 @@ impl Discovery for Etcd {
         let leave = stop.clone().drop_guard();
         tokio::spawn(entry.keep(leased, stop));
         Ok(Registration::new(leave))
-    }
-
-    async fn watch(&self) -> Result<Watch, DiscoveryError> {
-        let (sender, events) = mpsc::channel(WATCH_BUFFER);
-        tokio::spawn(watch::follow(self.place.clone(), sender));
-        Ok(Watch { events })
-    }
-
-    fn name(&self) -> String {
-        format!("etcd at {}", self.place.names.join(", "))
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{TTL, create_unshared, list, read};
+use super::{Owned, TTL, create_unshared, list, read};
 
 /// A file this old has no owner any more and is removed by whoever registers next.
 const FORGET: Duration = Duration::from_secs(600);
@@ -104,7 +104,7 @@ async fn renew(lease: Arc<Lease>, stop: CancellationToken) {
 pub(super) fn sweep(folder: &Path) {
     for (path, modified) in list(folder) {
         let old = modified.elapsed().is_ok_and(|age| age > FORGET);
-        let dead = || read(&path).is_some_and(|entry| entry.owner.is_dead());
+        let dead = || read::<Owned>(&path).is_some_and(|entry| entry.owner.is_dead());
         if old || dead() {
             debug!(path = %path.display(), "removing a registration without an owner");
             // Another worker may have been faster.

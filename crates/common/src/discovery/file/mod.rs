@@ -7,6 +7,8 @@
 //!
 //! The watcher reads the whole folder on every change (`notify`) and every [`POLL`] anyway:
 //! folders are small, and file notifications get lost or do not exist (network file systems).
+//!
+//! Processors have a file each in `<root>/.peers/processors`, which are kept in the same way.
 
 mod lease;
 mod scan;
@@ -21,11 +23,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Discovery, DiscoveryError, Registration, WATCH_BUFFER, Watch, owner::Owner};
+use super::{Discovery, DiscoveryError, Peer, Registration, WATCH_BUFFER, Watch, owner::Owner};
 use crate::{Card, card::is_name, scratch};
 
 /// A worker that did not renew its file for this long is gone.
@@ -46,6 +48,22 @@ struct Entry {
     owner: Owner,
     card: Card,
 }
+
+/// The same of a processor.
+#[derive(Debug, Serialize, Deserialize)]
+struct PeerEntry {
+    owner: Owner,
+    peer: Peer,
+}
+
+/// What both say.
+#[derive(Debug, Deserialize)]
+struct Owned {
+    owner: Owner,
+}
+
+/// Below the root: where processors are. No namespace is called so, and it is one folder deeper than cards are looked for.
+const PEERS: &str = ".peers/processors";
 
 impl Files {
     /// Uses the folder `root`, which is made when needed.
@@ -72,6 +90,34 @@ impl Files {
         })
     }
 
+    /// Keeps a file in a folder below the root until what is returned is dropped.
+    fn keep(
+        &self,
+        folder: &str,
+        name: &str,
+        entry: &impl Serialize,
+    ) -> Result<Registration, DiscoveryError> {
+        if !is_name(name) {
+            return Err(DiscoveryError::Name(name.to_owned()));
+        }
+        self.create()?;
+        let folder = self.root.join(folder);
+        create_unshared(&folder).map_err(|source| DiscoveryError::Io {
+            action: "create",
+            path: folder.clone(),
+            source,
+        })?;
+        lease::sweep(&folder);
+        let path = folder.join(format!("{name}.json"));
+        let json = serde_json::to_vec_pretty(entry)?;
+        let leave = lease::hold(path.clone(), json).map_err(|source| DiscoveryError::Io {
+            action: "write",
+            path,
+            source,
+        })?;
+        Ok(Registration::new(leave))
+    }
+
     /// Returns the folder.
     pub fn root(&self) -> &Path {
         &self.root
@@ -81,30 +127,13 @@ impl Files {
 #[async_trait]
 impl Discovery for Files {
     async fn register(&self, card: Card) -> Result<Registration, DiscoveryError> {
-        for name in [&card.endpoint.namespace, &card.worker.0] {
-            if !is_name(name) {
-                return Err(DiscoveryError::Name(name.clone()));
-            }
+        let namespace = card.endpoint.namespace.clone();
+        if !is_name(&namespace) {
+            return Err(DiscoveryError::Name(namespace));
         }
-        self.create()?;
-        let folder = self.root.join(&card.endpoint.namespace);
-        create_unshared(&folder).map_err(|source| DiscoveryError::Io {
-            action: "create",
-            path: folder.clone(),
-            source,
-        })?;
-        lease::sweep(&folder);
-        let path = folder.join(format!("{}.json", card.worker));
-        let json = serde_json::to_vec_pretty(&Entry {
-            owner: Owner::this_process(),
-            card,
-        })?;
-        let leave = lease::hold(path.clone(), json).map_err(|source| DiscoveryError::Io {
-            action: "write",
-            path,
-            source,
-        })?;
-        Ok(Registration::new(leave))
+        let name = card.worker.0.clone();
+        let owner = Owner::this_process();
+        self.keep(&namespace, &name, &Entry { owner, card })
     }
 
     async fn watch(&self) -> Result<Watch, DiscoveryError> {
@@ -113,6 +142,21 @@ impl Discovery for Files {
         let (sender, events) = mpsc::channel(WATCH_BUFFER);
         tokio::spawn(scan::follow(self.root.clone(), sender));
         Ok(Watch { events })
+    }
+
+    async fn join(&self, peer: Peer) -> Result<Registration, DiscoveryError> {
+        let name = peer.name.clone();
+        let owner = Owner::this_process();
+        self.keep(PEERS, &name, &PeerEntry { owner, peer })
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
+        let files = list(&self.root.join(PEERS)).into_iter();
+        // A clock that was set back makes files seem to come from the future.
+        let held = files.filter(|(_, modified)| modified.elapsed().is_ok_and(|age| age <= TTL));
+        let entries = held.filter_map(|(path, _)| read::<PeerEntry>(&path));
+        let alive = entries.filter(|entry| !entry.owner.is_dead());
+        Ok(alive.map(|entry| entry.peer).collect())
     }
 
     fn name(&self) -> String {
@@ -161,12 +205,12 @@ fn list(folder: &Path) -> Vec<(PathBuf, SystemTime)> {
         .collect()
 }
 
-fn read(path: &Path) -> Option<Entry> {
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let json = fs::read(path).ok()?;
     match serde_json::from_slice(&json) {
         Ok(entry) => Some(entry),
         Err(error) => {
-            warn!(path = %path.display(), %error, "not a worker's card");
+            warn!(path = %path.display(), %error, "not a registration");
             None
         }
     }

@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    discovery::{Event, tests::card},
+    discovery::{
+        Event,
+        tests::{card, peer},
+    },
     ids::WorkerId,
     process::{host, start_of},
 };
@@ -51,7 +54,7 @@ async fn a_lease_that_nobody_renews_ends() {
     let registration = files.register(card("a")).await.unwrap();
     // A process of another host: its lease is all that is known of it.
     let file = path(root.path(), "a");
-    let mut entry = read(&file).unwrap();
+    let mut entry: Entry = read(&file).unwrap();
     entry.owner.host = "elsewhere".to_owned();
     entry.card.worker = WorkerId("b".to_owned());
     fs::write(path(root.path(), "b"), serde_json::to_vec(&entry).unwrap()).unwrap();
@@ -84,6 +87,40 @@ async fn a_worker_whose_process_died_on_this_host_is_gone_at_once() {
     child.kill().unwrap();
     assert_eq!(watch.next().await, gone("a"));
     child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn processors_are_there_until_they_leave_or_die_and_are_no_workers() {
+    let root = tempfile::tempdir().unwrap();
+    let files = Files::new(root.path());
+    let mut watch = files.watch().await.unwrap();
+    let one = files.join(peer("one")).await.unwrap();
+    let mut child = std::process::Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .unwrap();
+    let entry = PeerEntry {
+        owner: Owner {
+            host: host(),
+            pid: child.id(),
+            start: start_of(child.id()).unwrap(),
+        },
+        peer: peer("two"),
+    };
+    // Whoever looks for cards does not even read these.
+    assert!(list(&root.path().join(".peers")).is_empty());
+    let path = root.path().join(PEERS).join("two.json");
+    fs::write(path, serde_json::to_vec(&entry).unwrap()).unwrap();
+    let mut there = files.peers().await.unwrap();
+    there.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(there, [peer("one"), peer("two")]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(files.peers().await.unwrap(), [peer("one")]);
+    drop(one);
+    assert_eq!(files.peers().await.unwrap(), []);
+    let _worker = files.register(card("a")).await.unwrap();
+    assert_eq!(watch.next().await, put("a"));
 }
 
 #[tokio::test]

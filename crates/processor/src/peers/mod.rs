@@ -1,0 +1,293 @@
+//! Processors in front of the same workers tell each other what they have booked (`--router-replica-sync`).
+//!
+//! Each finds the others in discovery, listens to them, and says all that it has booked: at most fifty times a
+//! second when that changed, and once a second in any case. What others say is added to the loads of targets when a
+//! decision is made ([`Target::load`]). Best effort: whoever is not heard costs balance, never an answer. Alone, a
+//! processor says nothing and only looks now and then whether it still is.
+
+mod listen;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use prost::Message;
+use stator_common::WorkerId;
+use stator_common::discovery::{Discovery, DiscoveryError, Peer, Registration};
+use stator_common::events::plane::{Outlet, PlaneError};
+use stator_common::events::zmq;
+use stator_common::process;
+use stator_common::proto::router::{Booked, Bookings};
+use stator_router::{Load, peers};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::models::Models;
+use crate::pool::Target;
+use listen::{Heard, Listeners};
+
+/// How often a processor says what it has booked, at most: several times while a prompt is computed. With 100 ms, others
+/// find out too late who is idle, and all go there (docs/benchmarks/dispatch.md).
+const TELL: Duration = Duration::from_millis(20);
+/// How often it says that in any case: three times as often as it is forgotten.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often a processor looks for others.
+const LOOK: Duration = Duration::from_secs(2);
+/// Messages of others that may wait; each replaces the one before of the same processor.
+const WAITING: usize = 256;
+/// What the topics of bookings begin with.
+const TOPIC: &str = "bookings/";
+
+/// Why processors cannot tell each other what they booked.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The name means no address.
+    #[error("resolve router_sync_host = {host}: {source}")]
+    Resolve {
+        /// As configured.
+        host: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Nobody can be told to come to every address.
+    #[error(
+        "router_sync_host = {0} is no address that others can be told: name the one of this machine under which other \
+         processors reach it"
+    )]
+    Wildcard(IpAddr),
+    /// It cannot be listened on.
+    #[error("listen for other processors (router_sync_host, router_sync_port): {0}")]
+    Plane(#[from] PlaneError),
+}
+
+/// A processor that others can hear and that hears nobody yet.
+pub(crate) struct Peers {
+    outlet: zmq::Outlet,
+    peer: Peer,
+}
+
+impl Peers {
+    /// Takes the ports, if others are to be told.
+    ///
+    /// # Errors
+    /// [`SyncError`].
+    pub(crate) async fn bind(config: &Config) -> Result<Option<Self>, SyncError> {
+        if !config.router_replica_sync {
+            return Ok(None);
+        }
+        let host = &config.router_sync_host;
+        let resolved = tokio::net::lookup_host((host.as_str(), config.router_sync_port)).await;
+        let first = resolved.and_then(|mut found| {
+            let none = || std::io::Error::other("the name means no address");
+            found.next().ok_or_else(none)
+        });
+        let addr = first.map_err(|source| SyncError::Resolve {
+            host: host.clone(),
+            source,
+        })?;
+        if addr.ip().is_unspecified() {
+            return Err(SyncError::Wildcard(addr.ip()));
+        }
+        let outlet = zmq::Outlet::bind(addr.ip(), addr.port()).await?;
+        let peer = Peer {
+            name: format!("{:016x}", rand::random::<u64>()),
+            host: process::machine(),
+            events: outlet.ports().advertised(host),
+        };
+        Ok(Some(Self { outlet, peer }))
+    }
+
+    /// Tells and hears, for ever.
+    ///
+    /// - `heard`: is set to how many others are heard.
+    pub(crate) async fn run(
+        self,
+        discovery: Arc<dyn Discovery>,
+        models: Arc<Models>,
+        heard: Arc<AtomicUsize>,
+    ) {
+        let Some(_registration) = join(&*discovery, &self.peer).await else {
+            return std::future::pending().await;
+        };
+        let (found, mut there) = mpsc::channel(1);
+        let (hears, mut news) = mpsc::channel(WAITING);
+        let mut listeners = Listeners::new(self.peer.clone(), hears);
+        let mut table = Table {
+            peers: peers::Peers::default(),
+            models,
+            heard,
+            since: Instant::now(),
+        };
+        let mut voice = Voice::new(self.outlet, self.peer.name);
+        let mut tell = interval(TELL);
+        tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let finding = find(discovery, found);
+        tokio::pin!(finding);
+        loop {
+            tokio::select! {
+                () = &mut finding => {}
+                Some(others) = there.recv() => {
+                    for gone in listeners.set(others) {
+                        table.gone(&gone);
+                    }
+                }
+                Some(said) = news.recv() => match said {
+                    Heard::Said(bookings) => table.said(bookings),
+                    Heard::Lost(name) => table.gone(&name),
+                },
+                _ = tell.tick(), if !listeners.is_empty() || !table.peers.is_empty() => {
+                    table.expire();
+                    if !listeners.is_empty() {
+                        voice.tell(&table.models).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Makes a processor known; absent where none can be.
+async fn join(discovery: &dyn Discovery, peer: &Peer) -> Option<Registration> {
+    let mut told = false;
+    loop {
+        match discovery.join(peer.clone()).await {
+            Ok(registration) => return Some(registration),
+            Err(error @ DiscoveryError::NoPeers(_)) => {
+                info!(reason = %error, "each processor knows only what it booked itself");
+                return None;
+            }
+            Err(error) if !told => {
+                warn!(%error, "other processors cannot find this one yet");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Looks for processors, for ever.
+async fn find(discovery: Arc<dyn Discovery>, found: mpsc::Sender<Vec<Peer>>) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        // While the place is away, those that are known stay.
+        if let Ok(peers) = discovery.peers().await
+            && found.send(peers).await.is_err()
+        {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// What others have said.
+struct Table {
+    peers: peers::Peers,
+    models: Arc<Models>,
+    heard: Arc<AtomicUsize>,
+    since: Instant,
+}
+
+impl Table {
+    fn said(&mut self, bookings: Bookings) {
+        let loads = bookings.booked.into_iter().map(|booked| {
+            let load = Load {
+                requests: booked.requests,
+                prefill_tokens: booked.prefill_tokens,
+                decode_tokens: booked.decode_tokens,
+                kv_tokens: booked.kv_tokens,
+                generating: booked.generating,
+            };
+            (WorkerId(booked.worker), booked.dp_rank, load)
+        });
+        let now = self.since.elapsed();
+        self.peers
+            .heard(&bookings.processor, bookings.seq, loads, now);
+        self.apply();
+    }
+
+    fn gone(&mut self, name: &str) {
+        self.peers.gone(name);
+        self.apply();
+    }
+
+    fn expire(&mut self) {
+        let before = self.peers.len();
+        self.peers.expire(self.since.elapsed());
+        // Also for targets that came since somebody spoke.
+        if before > 0 {
+            self.apply();
+        }
+    }
+
+    fn apply(&self) {
+        self.heard.store(self.peers.len(), Ordering::Relaxed);
+        for target in targets(&self.models) {
+            let rank = target.dp_rank.unwrap_or(0);
+            target
+                .elsewhere
+                .set(self.peers.load(target.worker.id(), rank));
+        }
+    }
+}
+
+fn targets(models: &Models) -> impl Iterator<Item = Arc<Target>> {
+    let models = models.list();
+    models.into_iter().flat_map(|model| model.fleet.targets())
+}
+
+/// What this processor says.
+struct Voice {
+    outlet: zmq::Outlet,
+    bookings: Bookings,
+    topic: String,
+    told: Option<Instant>,
+}
+
+impl Voice {
+    fn new(outlet: zmq::Outlet, name: String) -> Self {
+        Self {
+            outlet,
+            topic: format!("{TOPIC}{name}"),
+            bookings: Bookings {
+                processor: name,
+                ..Bookings::default()
+            },
+            told: None,
+        }
+    }
+
+    /// Says what is booked, if that changed or it is time.
+    async fn tell(&mut self, models: &Models) {
+        let booked: Vec<Booked> = targets(models)
+            .filter_map(|target| booked(&target))
+            .collect();
+        let due = self.told.is_none_or(|told| told.elapsed() >= HEARTBEAT);
+        if !due && booked == self.bookings.booked {
+            return;
+        }
+        self.bookings.booked = booked;
+        self.bookings.seq += 1;
+        let news = self.bookings.encode_to_vec();
+        self.outlet.publish(&self.topic, news.into()).await;
+        self.told = Some(Instant::now());
+    }
+}
+
+/// Returns what this processor has booked on a target, if anything.
+fn booked(target: &Target) -> Option<Booked> {
+    let load = target.ledger.load();
+    (load != Load::default()).then(|| Booked {
+        worker: target.worker.id().0.clone(),
+        dp_rank: target.dp_rank.unwrap_or(0),
+        requests: load.requests,
+        prefill_tokens: load.prefill_tokens,
+        decode_tokens: load.decode_tokens,
+        kv_tokens: load.kv_tokens,
+        generating: load.generating,
+    })
+}
