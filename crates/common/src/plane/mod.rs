@@ -1,14 +1,16 @@
 //! How requests reach workers and outputs come back, whatever carries them.
 //!
 //! A processor has a [`Client`] per worker, a worker a [`Server`] with a [`Handler`] behind it. Requests and outputs
-//! are the messages of `proto/stator/worker/v1`; what travels is told in `proto/README.md`. There is one plane so far:
-//! [`tcp`], frames on one connection per processor-worker pair, over whatever [`net`] makes of an [`Address`].
+//! are the messages of `proto/stator/worker/v1`; what travels is told in `proto/README.md`. Two planes carry it,
+//! both over whatever [`net`] makes of an [`Address`]: [`tcp`], frames on one connection per processor-worker pair, and
+//! `http`, gRPC for everybody.
 //!
 //! [`delta`] is what coalescing means, [`stream`] where a request's deltas wait for their reader.
 
 mod address;
 mod client;
 pub mod delta;
+mod http;
 pub mod net;
 mod server;
 pub mod stream;
@@ -96,3 +98,6 @@ pub(crate) fn error(code: Code, message: impl Into<String>) -> worker::Error {
         untouched: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,8 +15,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use super::{
-    Address, DEAD_AFTER, PING_EVERY, PlaneError,
-    net::Tcp,
+    Address, DEAD_AFTER, PING_EVERY, PlaneError, http,
+    net::{Dial, Tcp},
     stream::{DeltaStream, Slot},
     tcp::{self, frame},
 };
@@ -27,6 +27,9 @@ use crate::{
 };
 pub(super) use streams::Streams;
 pub(super) use task::{Ended, Reach, Session, Told};
+
+/// The largest blob that is taken: tokenizers reach 40 MiB.
+pub(super) const MAX_BLOB: usize = 256 << 20;
 
 /// How a processor connects.
 #[derive(Clone)]
@@ -97,15 +100,30 @@ pub(super) trait Link: Send + Sync {
 /// Why there is none: nothing will change that.
 fn reach(address: &str, config: ClientConfig) -> Result<Box<dyn Reach>, String> {
     let parsed: Address = address.parse().map_err(|error| format!("{error}"))?;
-    let dial = match &parsed {
-        Address::Tcp(_) => Arc::new(Tcp),
-        Address::Tls(_) | Address::Http(_) | Address::Https(_) | Address::Nats(_) => {
+    let dial: Arc<dyn Dial> = match &parsed {
+        Address::Tcp(_) | Address::Http(_) => Arc::new(Tcp),
+        Address::Tls(_) | Address::Https(_) | Address::Nats(_) => {
             return Err(format!("this processor has no way to {address}"));
         }
     };
-    Ok(Box::new(tcp::client::Frames {
-        address: address.to_owned(),
-        place: parsed.place().to_owned(),
+    let address = address.to_owned();
+    let place = parsed.place().to_owned();
+    let scheme = match parsed {
+        Address::Http(_) => "http",
+        Address::Https(_) => "https",
+        Address::Tcp(_) | Address::Tls(_) | Address::Nats(_) => {
+            return Ok(Box::new(tcp::client::Frames {
+                address,
+                place,
+                dial,
+                config,
+            }));
+        }
+    };
+    Ok(Box::new(http::client::Grpc {
+        address,
+        place,
+        scheme,
         dial,
         config,
     }))

@@ -13,11 +13,12 @@ pub use connection::Connection;
 pub(super) use connection::Outlet;
 
 use super::{
-    Address, DEAD_AFTER,
+    Address, DEAD_AFTER, PING_EVERY, http,
     net::{self, Listen},
     tcp::{self, frame},
 };
 use crate::{
+    Code,
     drain::Drain,
     ids::{BlobHash, WorkerId},
     proto::worker::GenerateRequest,
@@ -37,6 +38,8 @@ pub struct ServerConfig {
     pub max_backlog: usize,
     /// A peer not heard of for this long is dead; default [`DEAD_AFTER`].
     pub dead_after: Duration,
+    /// How often a watcher on the http plane hears that the worker lives; default [`PING_EVERY`].
+    pub beat_every: Duration,
 }
 
 impl ServerConfig {
@@ -48,7 +51,27 @@ impl ServerConfig {
             max_frame: frame::MAX_FRAME,
             max_backlog: 256 << 20,
             dead_after: DEAD_AFTER,
+            beat_every: PING_EVERY,
         }
+    }
+
+    /// Says whether a peer may come in.
+    ///
+    /// - `token`: what it presents; empty: nothing.
+    /// - `worker`: whom it means; empty: anybody.
+    pub(super) fn admit(&self, token: &[u8], worker: &str) -> Result<(), (Code, String)> {
+        if let Some(secret) = &self.token {
+            // Comparing hashes takes the same time wherever the difference is.
+            if blake3::hash(secret.as_bytes()) != blake3::hash(token) {
+                let message = "the worker asks for a token, and none or a wrong one was given";
+                return Err((Code::Unauthenticated, message.to_owned()));
+            }
+        }
+        if !worker.is_empty() && worker != self.worker.0 {
+            let message = format!("worker {} is here, not {worker}", self.worker);
+            return Err((Code::NotFound, message));
+        }
+        Ok(())
     }
 }
 
@@ -71,14 +94,22 @@ pub trait Handler: Send + Sync + 'static {
     fn blob(&self, hash: &BlobHash) -> Option<Bytes>;
 }
 
+/// What is spoken on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speech {
+    Frames,
+    Grpc,
+}
+
 /// A bound listener that does not serve yet.
 pub struct Server {
+    speech: Speech,
     listener: Arc<dyn Listen>,
     config: ServerConfig,
 }
 
 impl Server {
-    /// Binds a TCP listener; port 0 takes any. Peers that connect now wait until
+    /// Binds the tcp plane; port 0 takes any. Peers that connect now wait until
     /// [`spawn`](Self::spawn).
     ///
     /// # Errors
@@ -87,9 +118,25 @@ impl Server {
         Ok(Self::on(Arc::new(net::listen(address)?), config))
     }
 
-    /// Serves frames on a listener of another kind.
+    /// Binds the http plane in the same way.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn bind_http(address: SocketAddr, config: ServerConfig) -> io::Result<Self> {
+        Ok(Self {
+            speech: Speech::Grpc,
+            listener: Arc::new(net::listen(address)?),
+            config,
+        })
+    }
+
+    /// Serves frames, as on the tcp plane, on a listener of another kind.
     pub fn on(listener: Arc<dyn Listen>, config: ServerConfig) -> Self {
-        Self { listener, config }
+        Self {
+            speech: Speech::Frames,
+            listener,
+            config,
+        }
     }
 
     /// Returns the bound address, with the real port.
@@ -97,21 +144,27 @@ impl Server {
     /// # Errors
     /// Those of the operating system.
     pub fn address(&self) -> io::Result<Address> {
-        self.listener.address()
+        let address = self.listener.address()?;
+        Ok(match (self.speech, address) {
+            (Speech::Grpc, Address::Tcp(place)) => Address::Http(place),
+            (Speech::Grpc, Address::Tls(place)) => Address::Https(place),
+            (_, address) => address,
+        })
     }
 
     /// Accepts from now on, in a task of its own. When `drain` says so, peers are told that nothing new is
     /// taken; that new requests are refused is the handler's part.
     pub fn spawn(self, handler: Arc<impl Handler>, drain: Drain) -> ServerHandle {
         let stop = CancellationToken::new();
-        let Self { listener, config } = self;
-        let task = tokio::spawn(tcp::server::serve(
-            listener,
-            config,
-            handler,
-            drain,
-            stop.clone(),
-        ));
+        let (listener, config, stopped) = (self.listener, self.config, stop.clone());
+        let task = match self.speech {
+            Speech::Frames => tokio::spawn(tcp::server::serve(
+                listener, config, handler, drain, stopped,
+            )),
+            Speech::Grpc => tokio::spawn(http::server::serve(
+                listener, config, handler, drain, stopped,
+            )),
+        };
         ServerHandle {
             task,
             _guard: stop.clone().drop_guard(),
