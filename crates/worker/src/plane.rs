@@ -42,7 +42,7 @@ impl Plane {
             .plane_token
             .as_ref()
             .map(|token| token.reveal().to_owned());
-        let server = Server::bind(host, plane).with_context(|| format!("listen on {host}"))?;
+        let server = Server::bind(host, plane).context("--request-plane")?;
         let bound = server.address()?;
         let advertised_host = match &config.advertise_host {
             Some(host) => host.trim_matches(['[', ']']).to_owned(),

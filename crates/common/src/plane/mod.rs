@@ -15,12 +15,13 @@ pub mod net;
 mod server;
 pub mod stream;
 pub mod tcp;
+mod tls;
 
 use std::time::Duration;
 
 pub use address::{Address, AddressError};
 pub use client::{Client, ClientConfig, State, Unclaimed};
-pub use server::{Connection, Handler, Server, ServerConfig, ServerHandle};
+pub use server::{BindError, Connection, Handler, Server, ServerConfig, ServerHandle};
 pub use stream::DeltaStream;
 
 use crate::{Code, ids::BlobHash, proto::worker};

@@ -19,11 +19,13 @@ use super::{
     net::{Dial, Tcp},
     stream::{DeltaStream, Slot},
     tcp::{self, frame},
+    tls::TlsDial,
 };
 use crate::{
     Code,
     ids::{BlobHash, WorkerId},
     proto::worker::{Delta, GenerateRequest, Load},
+    tls,
 };
 pub(super) use streams::Streams;
 pub(super) use task::{Ended, Reach, Session, Told};
@@ -46,6 +48,8 @@ pub struct ClientConfig {
     pub dead_after: Duration,
     /// Seed of the back-off's jitter; default random.
     pub seed: u64,
+    /// How workers are known that speak TLS. Absent: those are refused.
+    pub tls: Option<Arc<tls::Client>>,
     /// Takes deltas that carry `kv_transfer_params` and that nobody will read, since their stream was
     /// cancelled: an engine keeps that KV until somebody gives it back. Default: they are dropped.
     pub unclaimed: Unclaimed,
@@ -64,6 +68,7 @@ impl Default for ClientConfig {
             ping_every: PING_EVERY,
             dead_after: DEAD_AFTER,
             seed: rand::random(),
+            tls: None,
             unclaimed: Arc::new(drop),
         }
     }
@@ -100,11 +105,17 @@ pub(super) trait Link: Send + Sync {
 /// Why there is none: nothing will change that.
 fn reach(address: &str, config: ClientConfig) -> Result<Box<dyn Reach>, String> {
     let parsed: Address = address.parse().map_err(|error| format!("{error}"))?;
+    let over_tls = |speech| {
+        let tls = config.tls.clone().ok_or_else(|| {
+            format!("{address} speaks TLS: name the certificates to check it with, --request-plane-tls-ca")
+        })?;
+        Ok::<_, String>(Arc::new(TlsDial { tls, speech }))
+    };
     let dial: Arc<dyn Dial> = match &parsed {
         Address::Tcp(_) | Address::Http(_) => Arc::new(Tcp),
-        Address::Tls(_) | Address::Https(_) | Address::Nats(_) => {
-            return Err(format!("this processor has no way to {address}"));
-        }
+        Address::Tls(_) => over_tls(&[])?,
+        Address::Https(_) => over_tls(&["h2"])?,
+        Address::Nats(_) => return Err(format!("this processor has no way to {address}")),
     };
     let address = address.to_owned();
     let place = parsed.place().to_owned();

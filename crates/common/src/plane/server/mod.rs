@@ -16,21 +16,25 @@ use super::{
     Address, DEAD_AFTER, PING_EVERY, http,
     net::{self, Listen},
     tcp::{self, frame},
+    tls::TlsListener,
 };
 use crate::{
     Code,
     drain::Drain,
     ids::{BlobHash, WorkerId},
     proto::worker::GenerateRequest,
+    tls::{self, TlsError},
 };
 
 /// How a worker listens.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// Who answers here.
     pub worker: WorkerId,
     /// The shared secret that peers must present; absent: anybody may connect.
     pub token: Option<String>,
+    /// What peers are shown, and asked for, in TLS. Absent: nothing is encrypted.
+    pub tls: Option<tls::Files>,
     /// The largest frame that is read; default [`frame::MAX_FRAME`].
     pub max_frame: usize,
     /// Bytes of merged deltas that may wait for one peer before its connection is ended as stuck;
@@ -48,6 +52,7 @@ impl ServerConfig {
         Self {
             worker,
             token: None,
+            tls: None,
             max_frame: frame::MAX_FRAME,
             max_backlog: 256 << 20,
             dead_after: DEAD_AFTER,
@@ -94,6 +99,18 @@ pub trait Handler: Send + Sync + 'static {
     fn blob(&self, hash: &BlobHash) -> Option<Bytes>;
 }
 
+/// Why a listener cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("listen on {address}: {source}")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
 /// What is spoken on a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Speech {
@@ -113,19 +130,20 @@ impl Server {
     /// [`spawn`](Self::spawn).
     ///
     /// # Errors
-    /// Those of the operating system.
-    pub fn bind(address: SocketAddr, config: ServerConfig) -> io::Result<Self> {
-        Ok(Self::on(Arc::new(net::listen(address)?), config))
+    /// [`BindError`].
+    pub fn bind(address: SocketAddr, config: ServerConfig) -> Result<Self, BindError> {
+        let listener = listen(address, config.tls.as_ref(), &[])?;
+        Ok(Self::on(listener, config))
     }
 
     /// Binds the http plane in the same way.
     ///
     /// # Errors
-    /// Those of the operating system.
-    pub fn bind_http(address: SocketAddr, config: ServerConfig) -> io::Result<Self> {
+    /// [`BindError`].
+    pub fn bind_http(address: SocketAddr, config: ServerConfig) -> Result<Self, BindError> {
         Ok(Self {
             speech: Speech::Grpc,
-            listener: Arc::new(net::listen(address)?),
+            listener: listen(address, config.tls.as_ref(), &["h2"])?,
             config,
         })
     }
@@ -187,4 +205,19 @@ impl ServerHandle {
         // The task only fails by a panic, which was reported when it happened.
         let _ = self.task.await;
     }
+}
+
+fn listen(
+    address: SocketAddr,
+    tls: Option<&tls::Files>,
+    speech: &'static [&'static str],
+) -> Result<Arc<dyn Listen>, BindError> {
+    // The files first: a port that is bound and then let go has kept peers waiting.
+    let tls = tls.map(|files| tls::Server::load(files.clone(), speech));
+    let tls = tls.transpose()?;
+    let listener = net::listen(address).map_err(|source| BindError::Listen { address, source })?;
+    Ok(match tls {
+        Some(tls) => Arc::new(TlsListener::new(listener, tls)),
+        None => Arc::new(listener),
+    })
 }

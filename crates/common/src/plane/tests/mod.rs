@@ -2,15 +2,20 @@
 //!
 //! A fact is written once, for any [`Plane`]; `on_every_plane` makes a test of it for each.
 
+mod certificates;
+mod grpc;
 mod peers;
 mod slow;
 mod streams;
+mod tls;
 
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+
+use certificates::{TRUSTED, files};
 
 use super::{
     Client, ClientConfig, Connection, DeltaStream, Handler, PlaneError, Server, ServerConfig,
@@ -27,6 +32,7 @@ macro_rules! on_every_plane {
     ($($fact:ident),* $(,)?) => {
         on_every_plane!(@plane tcp, Tcp, $($fact),*);
         on_every_plane!(@plane http, Http, $($fact),*);
+        on_every_tls_plane!($($fact),*);
     };
     (@plane $name:ident, $plane:ident, $($fact:ident),*) => {
         mod $name {
@@ -39,11 +45,24 @@ macro_rules! on_every_plane {
 }
 use on_every_plane;
 
+/// The same for the planes with certificates on both sides.
+macro_rules! on_every_tls_plane {
+    ($($fact:ident),* $(,)?) => {
+        on_every_plane!(@plane mutual_tls, MutualTls, $($fact),*);
+        on_every_plane!(@plane mutual_https, MutualHttps, $($fact),*);
+    };
+}
+use on_every_tls_plane;
+
 /// A request plane, as a worker is told to use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Plane {
     Tcp,
+    /// The tcp plane with certificates on both sides.
+    MutualTls,
     Http,
+    /// The http plane with certificates on both sides.
+    MutualHttps,
 }
 
 impl Plane {
@@ -53,19 +72,42 @@ impl Plane {
 
     /// Starts a worker at the address that another one had.
     pub(super) fn worker_at(self, address: &str, change: impl FnOnce(&mut ServerConfig)) -> Worker {
+        self.start(address, change, None)
+    }
+
+    /// Starts a worker that does something with each request at once.
+    fn worker_with(
+        self,
+        reflex: impl Fn(&Arc<Connection>, u32, &GenerateRequest) + Send + Sync + 'static,
+    ) -> Worker {
+        self.start("127.0.0.1:0", |_| {}, Some(Box::new(reflex)))
+    }
+
+    fn start(
+        self,
+        address: &str,
+        change: impl FnOnce(&mut ServerConfig),
+        reflex: Option<Reflex>,
+    ) -> Worker {
         let mut config = ServerConfig::new(WorkerId("w".to_owned()));
         change(&mut config);
+        let dir = tempfile::tempdir().unwrap();
+        if self.is_encrypted() {
+            let identity = Some((&*TRUSTED, "worker"));
+            config.tls = Some(files(dir.path(), Some(&TRUSTED), identity));
+        }
         let place = address.rsplit_once('/').map_or(address, |(_, place)| place);
         let place = place.parse().unwrap();
         let server = match self {
-            Self::Tcp => Server::bind(place, config),
-            Self::Http => Server::bind_http(place, config),
+            Self::Tcp | Self::MutualTls => Server::bind(place, config),
+            Self::Http | Self::MutualHttps => Server::bind_http(place, config),
         };
         let server = server.unwrap();
         let address = server.address().unwrap().to_string();
         let (sender, seen) = mpsc::unbounded_channel();
         let probe = Arc::new(Probe {
             seen: sender,
+            reflex,
             blobs: Mutex::default(),
         });
         let (trigger, drain) = drain::channel();
@@ -82,7 +124,21 @@ impl Plane {
 
     /// How a processor connects that is trusted here.
     pub(super) fn client_config(self) -> ClientConfig {
-        ClientConfig::default()
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Some((&*TRUSTED, "processor"));
+        let files = files(dir.path(), Some(&TRUSTED), identity);
+        let tls = crate::tls::Client::load(files, Some("worker")).unwrap();
+        ClientConfig {
+            tls: self.is_encrypted().then(|| Arc::new(tls)),
+            ..ClientConfig::default()
+        }
+    }
+
+    fn is_encrypted(self) -> bool {
+        match self {
+            Self::Tcp | Self::Http => false,
+            Self::MutualTls | Self::MutualHttps => true,
+        }
     }
 }
 
@@ -93,13 +149,20 @@ pub(super) enum Seen {
     Closed,
 }
 
+/// What a worker does with a request at once.
+type Reflex = Box<dyn Fn(&Arc<Connection>, u32, &GenerateRequest) + Send + Sync>;
+
 struct Probe {
     seen: mpsc::UnboundedSender<Seen>,
+    reflex: Option<Reflex>,
     blobs: Mutex<HashMap<BlobHash, Bytes>>,
 }
 
 impl Handler for Probe {
     fn submit(&self, connection: &Arc<Connection>, stream: u32, request: GenerateRequest) {
+        if let Some(reflex) = &self.reflex {
+            reflex(connection, stream, &request);
+        }
         let _ = self
             .seen
             .send(Seen::Submit(connection.clone(), stream, Box::new(request)));
