@@ -9,6 +9,7 @@ use stator_common::{
 };
 
 use crate::{
+    cli::RequestPlane,
     config::{Config, ConfigError},
     network,
 };
@@ -34,7 +35,9 @@ impl Plane {
     pub(crate) fn bind(config: &Config, id: &WorkerId) -> anyhow::Result<Self> {
         let host = network::resolve(&config.host, config.port)
             .with_context(|| format!("resolve --host {}", config.host))?;
-        if !host.ip().is_loopback() && config.plane_token.is_none() && !config.insecure_plane {
+        let tls = &config.request_plane_tls;
+        let is_guarded = config.plane_token.is_some() || tls.ca.is_some();
+        if !host.ip().is_loopback() && !is_guarded && !config.insecure_plane {
             return Err(ConfigError::OpenPlane(config.host.clone()).into());
         }
         let mut plane = ServerConfig::new(id.clone());
@@ -42,7 +45,13 @@ impl Plane {
             .plane_token
             .as_ref()
             .map(|token| token.reveal().to_owned());
-        let server = Server::bind(host, plane).context("--request-plane")?;
+        plane.tls = (!tls.is_empty()).then(|| tls.files());
+        let server = match config.request_plane {
+            RequestPlane::Tcp => Server::bind(host, plane),
+            RequestPlane::Http => Server::bind_http(host, plane),
+            RequestPlane::Nats => return Err(ConfigError::NatsRequests.into()),
+        };
+        let server = server.context("open the request plane")?;
         let bound = server.address()?;
         let advertised_host = match &config.advertise_host {
             Some(host) => host.trim_matches(['[', ']']).to_owned(),
