@@ -5,7 +5,7 @@
 //! called, [`proto`] what processes say to each other, [`card`] what a worker is, [`discovery`]
 //! which workers there are, [`plane`] how requests reach them, [`events`] how news spreads, [`process`] whether a process is still the same, [`drain`] when to stop,
 //! [`scratch`] where temporary files go, [`settings`] what every role lets a person set, [`telemetry`] what is
-//! going on. It knows neither vLLM nor the OpenAI API.
+//! going on, [`tls`] how certificates are used. It knows neither vLLM nor the OpenAI API.
 
 pub mod card;
 pub mod code;
@@ -19,6 +19,7 @@ pub mod proto;
 pub mod scratch;
 pub mod settings;
 pub mod telemetry;
+pub mod tls;
 
 pub use card::Card;
 pub use code::Code;

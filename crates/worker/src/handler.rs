@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use stator_common::{
     BlobHash, Code,
-    plane::tcp::{Connection, Handler},
+    plane::{Connection, Handler},
     proto::worker::{Delta, Error, FinishReason, GenerateRequest, Leg, Sampling},
 };
 use stator_engine::{Engine, Prepared, RequestKey, SubmitError};
@@ -92,6 +92,10 @@ impl Handler for Serving {
                 self.lightened(&active);
             }
         }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.active().next().is_some()
     }
 
     fn blob(&self, hash: &BlobHash) -> Option<Bytes> {

@@ -35,6 +35,13 @@ pub const ETCD: &[Row] = &[
     ("etcd-key-path", &["ETCD_AUTH_CLIENT_KEY"]),
 ];
 
+/// The certificates of the request plane, in every role that speaks it.
+const REQUEST_PLANE_TLS: &[Row] = &[
+    ("request-plane-tls-cert", &["STATOR_REQUEST_PLANE_TLS_CERT"]),
+    ("request-plane-tls-key", &["STATOR_REQUEST_PLANE_TLS_KEY"]),
+    ("request-plane-tls-ca", &["STATOR_REQUEST_PLANE_TLS_CA"]),
+];
+
 /// The variables of a role: those of every role, and its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Variables(pub &'static [Row]);
@@ -49,7 +56,8 @@ pub const DISAGGREGATION_MODE: &[&str] = &[
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {
-        OF_EVERY_ROLE.iter().chain(ETCD).chain(self.0).copied()
+        let of_every_role = OF_EVERY_ROLE.iter().chain(ETCD).chain(REQUEST_PLANE_TLS);
+        of_every_role.chain(self.0).copied()
     }
 
     /// Returns what the environment says in place of a flag: the first variable that is set and not empty.

@@ -6,6 +6,7 @@ pub mod deprecated;
 pub mod environment;
 mod etcd;
 mod file;
+mod plane_tls;
 mod secret;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use environment::{DISAGGREGATION_MODE, Variables};
 pub use etcd::EtcdSettings;
 pub use file::{FileError, read_file};
+pub use plane_tls::RequestPlaneTls;
 pub use secret::{Secret, SecretError, plane_token};
 
 /// How workers are found.

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 use metrics::Counter;
 use stator_common::card::{self, Card, Role};
 use stator_common::discovery::{Event, Watch};
-use stator_common::plane::tcp::{Client, ClientConfig};
-use stator_common::{BlobHash, WorkerId};
+use stator_common::plane::{Client, ClientConfig};
+use stator_common::{BlobHash, WorkerId, tls};
 use stator_text::{reasoning, tools};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
@@ -39,6 +39,8 @@ pub struct Registry {
     metrics: Arc<Metrics>,
     refusals: Counter,
     config: Arc<Config>,
+    /// How workers are known that speak TLS.
+    tls: Option<Arc<tls::Client>>,
     /// By model id.
     groups: HashMap<String, Group>,
     refused: HashMap<WorkerId, Refused>,
@@ -76,13 +78,21 @@ struct Loaded {
 
 impl Registry {
     /// Returns a registry that publishes into `models`.
-    pub fn new(models: Arc<Models>, metrics: Arc<Metrics>, config: Arc<Config>) -> Self {
+    ///
+    /// - `tls`: how workers are known that speak TLS.
+    pub fn new(
+        models: Arc<Models>,
+        metrics: Arc<Metrics>,
+        config: Arc<Config>,
+        tls: Option<Arc<tls::Client>>,
+    ) -> Self {
         let following = Following::new(config.router_mode);
         Self {
             refusals: metrics.workers_refused(),
             models,
             metrics,
             config,
+            tls,
             groups: HashMap::new(),
             refused: HashMap::new(),
             loads: JoinSet::new(),
@@ -169,7 +179,13 @@ impl Registry {
         match self.groups.entry(id) {
             Entry::Occupied(mut group) => {
                 let group = group.get_mut();
-                let worker = join(&group.fleet, card, &self.config, &self.following);
+                let worker = join(
+                    &group.fleet,
+                    card,
+                    &self.config,
+                    self.tls.as_ref(),
+                    &self.following,
+                );
                 group.workers.push(worker);
             }
             Entry::Vacant(entry) => {
@@ -182,7 +198,13 @@ impl Registry {
                     rand::random(),
                     metrics.clone(),
                 ));
-                let worker = join(&fleet, Arc::clone(&card), &self.config, &self.following);
+                let worker = join(
+                    &fleet,
+                    Arc::clone(&card),
+                    &self.config,
+                    self.tls.as_ref(),
+                    &self.following,
+                );
                 let fingerprint = card.model.fingerprint();
                 let load = load(
                     entry.key(),
@@ -349,13 +371,20 @@ fn unused(group: &Group, reason: &str, passing: bool) -> impl Iterator<Item = Un
 }
 
 /// Connects to a worker and adds it to a fleet.
-fn join(fleet: &Fleet, card: Arc<Card>, config: &Config, following: &Following) -> Arc<Worker> {
+fn join(
+    fleet: &Fleet,
+    card: Arc<Card>,
+    config: &Config,
+    tls: Option<&Arc<tls::Client>>,
+    following: &Following,
+) -> Arc<Worker> {
     let token = config.plane_token.as_ref();
     let handoff = card.handoff.as_ref();
     let protocol = handoff.map(|handoff| handoff.protocol).unwrap_or_default();
     let client = ClientConfig {
         worker: Some(card.worker.clone()),
         token: token.map(|token| token.reveal().to_owned()),
+        tls: tls.cloned(),
         unclaimed: fleet.unclaimed(protocol),
         ..ClientConfig::default()
     };

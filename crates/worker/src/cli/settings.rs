@@ -6,7 +6,7 @@ use clap::{ValueEnum, builder::BoolishValueParser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     card::{Endpoint, Role},
-    settings::{DiscoveryBackend, EtcdSettings, duration},
+    settings::{DiscoveryBackend, EtcdSettings, RequestPlaneTls, duration},
 };
 use stator_engine::handoff::ShortName;
 
@@ -102,9 +102,14 @@ pub struct Settings {
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     pub etcd: EtcdSettings,
 
-    /// How requests come [default: tcp].
-    #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
+    /// How requests come: tcp (frames, the fastest), http (gRPC) or nats [default: tcp].
+    #[arg(long, value_name = "PLANE", help_heading = "Request plane")]
     pub request_plane: Option<RequestPlane>,
+
+    /// Its certificates.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "RequestPlaneTls::is_empty")]
+    pub request_plane_tls: RequestPlaneTls,
 
     /// How events about KV go: zmq is the one there is [default: zmq].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
@@ -254,6 +259,10 @@ pub struct Settings {
 pub enum RequestPlane {
     /// One multiplexed connection per processor (`proto/README.md`).
     Tcp,
+    /// gRPC over HTTP/2.
+    Http,
+    /// Over a NATS server.
+    Nats,
 }
 
 /// Who tells what engines cache.

@@ -5,7 +5,7 @@ use stator_engine::flags::Given;
 
 use super::{Config, ConfigError};
 use crate::{
-    cli::{EngineKind, EventPlane},
+    cli::{EngineKind, EventPlane, RequestPlane},
     launch,
 };
 
@@ -20,6 +20,13 @@ pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     check_role(config, role)?;
     config.transfer(role)?;
     config.handoff(role)?;
+    if config.request_plane == RequestPlane::Nats {
+        return Err(ConfigError::NatsRequests);
+    }
+    let tls = &config.request_plane_tls;
+    if tls.ca.is_some() && tls.cert.is_none() && tls.key.is_none() {
+        return Err(ConfigError::ClientsWithoutTls);
+    }
     if config.event_plane == EventPlane::Nats {
         return Err(ConfigError::Nats("event-plane"));
     }
@@ -208,6 +215,28 @@ mod tests {
         );
         let off = "stator-agg /m --engine sim --enable-kv-events --kv-events-publisher-type zmq";
         assert!(loaded(off, &[]).unwrap().enable_kv_events);
+    }
+
+    #[test]
+    fn the_request_plane_is_chosen_and_its_certificates_go_together() {
+        let sim = "stator-agg /m --engine sim";
+        let http = loaded(&format!("{sim} --request-plane http"), &[]).unwrap();
+        assert_eq!(http.request_plane, RequestPlane::Http);
+        let named = [
+            ("DYN_REQUEST_PLANE", "http"),
+            ("STATOR_REQUEST_PLANE_TLS_CERT", "/c"),
+            ("STATOR_REQUEST_PLANE_TLS_KEY", "/k"),
+        ];
+        let named = loaded(sim, &named).unwrap();
+        assert_eq!(named.request_plane, RequestPlane::Http);
+        assert_eq!(named.request_plane_tls.cert, Some("/c".into()));
+        for (given, flag) in [
+            ("--request-plane nats", "--request-plane"),
+            ("--request-plane-tls-ca /ca", "--request-plane-tls-cert"),
+        ] {
+            let error = loaded(&format!("{sim} {given}"), &[]).unwrap_err();
+            assert!(error.to_string().contains(flag), "{error}");
+        }
     }
 
     #[test]

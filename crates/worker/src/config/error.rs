@@ -50,7 +50,7 @@ pub enum ConfigError {
     Token(#[from] SecretError),
     #[error(
         "--host {0} is open to other machines: name a secret with --plane-token-file (or STATOR_PLANE_TOKEN), \
-         or say --insecure-plane"
+         give processors certificates and say --request-plane-tls-ca, or say --insecure-plane"
     )]
     OpenPlane(String),
     #[error(transparent)]
@@ -75,6 +75,13 @@ pub enum ConfigError {
     },
     #[error("{0} means an encode worker, which this version does not have")]
     NoEncode(&'static str),
+    #[error("--request-plane nats: this version has no NATS; say --request-plane tcp or http")]
+    NatsRequests,
+    #[error(
+        "--request-plane-tls-ca asks processors for a certificate, which needs TLS: give \
+         --request-plane-tls-cert and --request-plane-tls-key, too"
+    )]
+    ClientsWithoutTls,
     #[error("--{0} nats: this version has no NATS; say --{0} zmq, or leave it out")]
     Nats(&'static str),
     #[error(transparent)]
