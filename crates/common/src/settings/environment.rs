@@ -35,6 +35,24 @@ pub const ETCD: &[Row] = &[
     ("etcd-key-path", &["ETCD_AUTH_CLIENT_KEY"]),
 ];
 
+/// How Kubernetes is reached; the names without ours in front are those that Dynamo (1.6) has pods filled in with.
+pub const KUBERNETES: &[Row] = &[
+    (
+        "kubernetes-namespace",
+        &["STATOR_KUBERNETES_NAMESPACE", "POD_NAMESPACE"],
+    ),
+    ("kubernetes-config", &["STATOR_KUBERNETES_CONFIG"]),
+    ("kubernetes-pod", &["STATOR_KUBERNETES_POD", "POD_NAME"]),
+    (
+        "kubernetes-pod-uid",
+        &["STATOR_KUBERNETES_POD_UID", "POD_UID"],
+    ),
+    (
+        "kubernetes-container",
+        &["STATOR_KUBERNETES_CONTAINER", "CONTAINER_NAME"],
+    ),
+];
+
 /// The variables of a role: those of every role, and its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Variables(pub &'static [Row]);
@@ -49,7 +67,12 @@ pub const DISAGGREGATION_MODE: &[&str] = &[
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {
-        OF_EVERY_ROLE.iter().chain(ETCD).chain(self.0).copied()
+        OF_EVERY_ROLE
+            .iter()
+            .chain(ETCD)
+            .chain(KUBERNETES)
+            .chain(self.0)
+            .copied()
     }
 
     /// Returns what the environment says in place of a flag: the first variable that is set and not empty.
