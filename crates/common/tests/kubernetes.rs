@@ -383,6 +383,13 @@ async fn a_role_that_lacks_a_verb_is_told_which() {
     ] {
         assert!(said.contains("'patch' on pods"), "{said}");
     }
+    server.forbid(&["watch"]);
+    for said in [
+        refusal(place.check_register().await),
+        refusal(place.watch().await),
+    ] {
+        assert!(said.contains("'watch' on pods"), "{said}");
+    }
     server.forbid(&["list"]);
     for said in [
         refusal(place.check_register().await),

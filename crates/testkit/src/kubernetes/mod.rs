@@ -6,6 +6,7 @@
 
 mod cluster;
 mod serve;
+mod watch;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 

@@ -5,6 +5,7 @@ use std::{error::Error as _, time::Duration};
 use futures::{StreamExt, stream::BoxStream};
 use kube::{
     Api, Client, Config, Error,
+    api::{ListParams, ObjectList, WatchParams},
     config::{KubeConfigOptions, Kubeconfig},
     runtime::watcher,
 };
@@ -75,6 +76,27 @@ pub(super) type Changes = BoxStream<'static, watcher::Result<watcher::Event<Pod>
 pub(super) fn changes(pods: &Api<Pod>, which: watcher::Config) -> Changes {
     let which = which.timeout(u32::try_from(WATCH_FOR.as_secs()).unwrap_or(u32::MAX));
     watcher(pods.clone(), which).boxed()
+}
+
+/// Lists some pods and begins to watch them, to see whether that is allowed; the error comes with what is not.
+pub(super) async fn look(
+    pods: &Api<Pod>,
+    which: &ListParams,
+) -> Result<ObjectList<Pod>, (Error, Verb)> {
+    let found = pods
+        .list(which)
+        .await
+        .map_err(|error| (error, Verb::List))?;
+    let version = found.metadata.resource_version.clone().unwrap_or_default();
+    let watch = WatchParams {
+        label_selector: which.label_selector.clone(),
+        field_selector: which.field_selector.clone(),
+        timeout: Some(1),
+        ..WatchParams::default()
+    };
+    let watching = pods.watch(&watch, &version).await;
+    drop(watching.map_err(|error| (error, Verb::Watch))?);
+    Ok(found)
 }
 
 /// What is done with pods, in the words of roles.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use kube::{
-    api::{ListParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
     runtime::watcher::{self, Event},
 };
 use serde_json::{Map, Value, json};
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Who writes, as the API server notes it.
-const MANAGER: &str = "stator";
+pub(super) const MANAGER: &str = "stator";
 
 /// Two writes are this far apart: somebody else may want the opposite.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
-    fn of_call(error: &kube::Error, verb: Verb) -> Self {
+    pub(super) fn of_call(error: &kube::Error, verb: Verb) -> Self {
         let reason = why(error, verb);
         if is_refusal(error) {
             Self::Refused(reason)
@@ -294,32 +294,4 @@ impl Keeper {
 
 fn one(pod: &str) -> watcher::Config {
     watcher::Config::default().fields(&format!("metadata.name={pod}"))
-}
-
-/// Does what registering does, but writes nothing.
-pub(super) async fn rehearse(place: &Place, name: &str) -> Result<(), Trouble> {
-    let which = ListParams::default().fields(&format!("metadata.name={name}"));
-    let found = place.pods.list(&which).await;
-    let found = found.map_err(|error| Trouble::of_call(&error, Verb::List))?;
-    let Some(pod) = found.items.first() else {
-        return Err(Trouble::Refused(format!(
-            "there is no pod '{name}': check POD_NAME (--kubernetes-pod) and POD_NAMESPACE (--kubernetes-namespace)"
-        )));
-    };
-    match pod::own_container(pod, place.settings.container.as_deref()) {
-        Ok(_) | Err(NoContainer::NotYet(_)) => {}
-        Err(reason) => return Err(Trouble::Refused(reason.to_string())),
-    }
-    let rehearsal = PatchParams {
-        dry_run: true,
-        field_manager: Some(MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    let patch = json!({"metadata": {"labels": {pod::LABEL: "true"}}});
-    let merge = Patch::Merge(&patch);
-    let patched = place.pods.patch(name, &rehearsal, &merge);
-    patched
-        .await
-        .map_err(|error| Trouble::of_call(&error, Verb::Patch))?;
-    Ok(())
 }

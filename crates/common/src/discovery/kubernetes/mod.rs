@@ -19,6 +19,7 @@
 mod access;
 mod keep;
 mod pod;
+mod rehearse;
 mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -29,7 +30,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use access::{Verb, why};
+use access::why;
 use pod::Pod;
 
 use super::{Discovery, DiscoveryError, Registration, WATCH_BUFFER, Watch};
@@ -144,7 +145,7 @@ impl Discovery for Kubernetes {
 
     async fn check_register(&self) -> Result<(), DiscoveryError> {
         let pod = self.place.own_pod()?;
-        let checked = timeout(ANSWER_WITHIN, keep::rehearse(&self.place, pod)).await;
+        let checked = timeout(ANSWER_WITHIN, rehearse::rehearse(&self.place, pod)).await;
         match checked {
             Ok(Err(keep::Trouble::Refused(reason))) => Err(self.place.error(reason)),
             Ok(Err(trouble)) => {
@@ -162,10 +163,11 @@ impl Discovery for Kubernetes {
     async fn watch(&self) -> Result<Watch, DiscoveryError> {
         // What is refused now will be refused later: the rest is tried again for ever.
         let one = ListParams::default().labels(pod::LABEL).limit(1);
-        if let Ok(Err(error)) = timeout(ANSWER_WITHIN, self.place.pods.list(&one)).await
+        let looked = access::look(&self.place.pods, &one);
+        if let Ok(Err((error, verb))) = timeout(ANSWER_WITHIN, looked).await
             && access::is_refusal(&error)
         {
-            return Err(self.place.error(why(&error, Verb::List)));
+            return Err(self.place.error(why(&error, verb)));
         }
         let (sender, events) = mpsc::channel(WATCH_BUFFER);
         tokio::spawn(watch::follow(self.place.clone(), sender));
