@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from .api import Api
-from .process import Process, descendants, free_port, is_alive, kill, wait_until
+from .process import Process, descendants, free_port, free_row, is_alive, kill, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -231,6 +231,43 @@ class Processor:
 
     def stop(self) -> int | None:
         return self.process.stop()
+
+
+class Relay:
+    """The relay of a machine, for workers with `worker_flags`. It can be killed and started again."""
+
+    def __init__(self, settings: Settings):
+        # Questions come on the next one.
+        port = free_row(2)
+        self.worker_flags = ("--kv-relay", "node", "--kv-relay-address", f"127.0.0.1:{port}")
+        self.settings = settings
+        self.system = Api(f"http://127.0.0.1:{free_port()}")
+        self.command = [
+            settings.binaries / "stator-kv-relay", "--discovery-backend", "file", "--port", str(port),
+            "--system-port", self.system.url.rpartition(":")[2],
+        ]
+        self.process: Process | None = None
+
+    def start(self, topology: Topology) -> Relay:
+        """Starts it beside the workers of a topology."""
+        self.process = Process(
+            "relay", self.command, topology.folder / "relay.log",
+            {"STATOR_FILE_KV": str(topology.folder / "discovery")},
+        )
+        self.process.wait_until("the relay is live", lambda: self.system.answers("/live"))
+        return self
+
+    def metric(self, name: str) -> float:
+        """As that of a worker."""
+        return read_metric(self.system, name)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.stop()
 
 
 class Topology:

@@ -42,6 +42,15 @@ def free_port() -> int:
             return port
 
 
+def free_row(count: int) -> int:
+    """The first of some free ports that follow each other."""
+    row: list[int] = []
+    while len(row) < count:
+        port = free_port()
+        row = [*row, port] if row and port == row[-1] + 1 else [port]
+    return row[0]
+
+
 def wait_until(what: str, state: Callable[[], object], seconds: float = START_SECONDS):
     """Waits for `state()` to be true and returns it; fails with `what` after `seconds`."""
     deadline = time.monotonic() + seconds

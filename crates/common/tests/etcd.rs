@@ -2,49 +2,21 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+mod support;
+
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use stator_common::card::{Card, Endpoint, Model, Relay, Role};
+use stator_common::Code;
+use stator_common::card::Relay;
 use stator_common::discovery::etcd::{Etcd, TTL};
-use stator_common::discovery::{Discovery, Event, Peer, Watch};
+use stator_common::discovery::{Discovery, Peer};
 use stator_common::settings::{EtcdSettings, Secret};
-use stator_common::{Code, WorkerId};
 use stator_testkit::etcd::Etcd as Server;
 use stator_testkit::wait::{PATIENCE, PAUSE};
 
-fn card(worker: &str) -> Card {
-    Card {
-        worker: WorkerId(worker.to_owned()),
-        role: Role::Agg,
-        endpoint: Endpoint {
-            namespace: "test".to_owned(),
-            component: "backend".to_owned(),
-            endpoint: "generate".to_owned(),
-        },
-        address: "127.0.0.1:1".to_owned(),
-        model: Model {
-            names: vec!["m".to_owned()],
-            root: "/m".to_owned(),
-            max_model_len: 2048,
-            vocab_size: 100,
-            block_size: 16,
-            kv_blocks: 10,
-            max_num_seqs: 8,
-            max_num_batched_tokens: 2048,
-            dp_size: 1,
-            files: BTreeMap::new(),
-            tool_call_parser: None,
-            reasoning_parser: None,
-            vllm_version: "0.32.0".to_owned(),
-            max_logprobs: 20,
-        },
-        handoff: None,
-        kv_events: None,
-    }
-}
+use support::{card, gone, next, put};
 
 fn settings(server: &Server) -> EtcdSettings {
     EtcdSettings {
@@ -55,19 +27,6 @@ fn settings(server: &Server) -> EtcdSettings {
 
 fn place(server: &Server) -> Etcd {
     Etcd::new(&settings(server)).unwrap()
-}
-
-fn put(worker: &str) -> Event {
-    Event::Put(Box::new(card(worker)))
-}
-
-fn gone(worker: &str) -> Event {
-    Event::Gone(WorkerId(worker.to_owned()))
-}
-
-async fn next(watch: &mut Watch) -> Event {
-    let event = tokio::time::timeout(PATIENCE, watch.next()).await;
-    event.expect("an event").expect("the watch goes on")
 }
 
 /// Waits until etcd holds this many leases.

@@ -6,9 +6,9 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc};
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
-    discovery::{self, Discovery, etcd::EtcdConfigError},
+    discovery::{self, Discovery, OpenError},
     settings::{
-        self, DiscoveryBackend, EtcdSettings, FileError, SecretError,
+        self, DiscoveryBackend, EtcdSettings, FileError, KubernetesSettings, SecretError,
         environment::{self, Row},
     },
 };
@@ -62,6 +62,11 @@ struct Settings {
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     etcd: EtcdSettings,
 
+    /// How Kubernetes is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
+    kubernetes: KubernetesSettings,
+
     /// Address to publish on; whoever reaches it may listen [default: 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
@@ -92,6 +97,9 @@ pub struct Config {
     /// How etcd is reached.
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     pub etcd: EtcdSettings,
+    /// How Kubernetes is reached.
+    #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
+    pub kubernetes: KubernetesSettings,
     /// Address to publish on. Default 127.0.0.1: this machine only.
     pub host: IpAddr,
     /// Port to publish on; questions come on the next one. 0 takes two free ones. Default 5590.
@@ -108,6 +116,7 @@ impl Default for Config {
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
             etcd: EtcdSettings::default(),
+            kubernetes: KubernetesSettings::default(),
             host: [127, 0, 0, 1].into(),
             port: PORT,
             system_host: [127, 0, 0, 1].into(),
@@ -120,10 +129,10 @@ impl Config {
     /// Opens the place where workers are found.
     ///
     /// # Errors
-    /// [`EtcdConfigError`].
-    pub fn discovery(&self) -> Result<Arc<dyn Discovery>, EtcdConfigError> {
+    /// [`OpenError`].
+    pub async fn discovery(&self) -> Result<Arc<dyn Discovery>, OpenError> {
         let path = self.discovery_path.as_deref();
-        discovery::open(self.discovery_backend, path, &self.etcd)
+        discovery::open(self.discovery_backend, path, &self.etcd, &self.kubernetes).await
     }
 }
 
@@ -150,7 +159,11 @@ pub enum ConfigError {
 /// [`ConfigError`].
 pub fn load(cli: &Cli, variable: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
     let mut merged = settings::read_file(cli.config.as_deref())?;
-    let rows = ENVIRONMENT.iter().chain(environment::ETCD).copied();
+    let rows = ENVIRONMENT
+        .iter()
+        .chain(environment::ETCD)
+        .chain(environment::KUBERNETES)
+        .copied();
     let from_environment = Cli::command()
         .try_get_matches_from(environment::command_line(rows, &variable))
         .and_then(|matches| Cli::from_arg_matches(&matches))

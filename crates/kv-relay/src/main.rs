@@ -23,7 +23,10 @@ async fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let telemetry = telemetry::init("kv-relay").context("start telemetry")?;
-    let discovery = config.discovery().context("open the place of discovery")?;
+    let discovery = config
+        .discovery()
+        .await
+        .context("open the place of discovery")?;
     let node = Node::bind(&config, discovery).await.context("bind")?;
     info!(addr = %node.relay().addr(), "relay bound");
     // A relay has nothing to finish.

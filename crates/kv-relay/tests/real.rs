@@ -77,6 +77,15 @@ async fn a_follower_knows_what_a_real_engine_holds_through_resets_and_relays() {
     compute(&engine, &mut outputs, 30..230).await;
     known.until(&names(30..230, BLOCK)).await;
 
+    // What that step computes anew is not lost with the rest.
+    compute(&engine, &mut outputs, 40..240).await;
+    let both = &names(30..230, BLOCK) | &names(40..240, BLOCK);
+    known.until(&both).await;
+    let reset = engine.utility("reset_prefix_cache", &[]).await;
+    assert_eq!(reset.expect("answered"), serde_json::json!(true));
+    compute(&engine, &mut outputs, 30..230).await;
+    known.until(&names(30..230, BLOCK)).await;
+
     // And when it ends, nothing is known.
     engine.shutdown().await;
     known.until_lost().await;

@@ -112,6 +112,15 @@ async fn a_follower_knows_what_a_simulated_engine_holds_through_the_lives_of_bot
     compute(&engine, &mut outputs, 600..630).await;
     known.until(&names(600..630, BLOCK)).await;
 
+    // What that step computes anew is not lost with the rest.
+    compute(&engine, &mut outputs, 700..730).await;
+    let both = &names(600..630, BLOCK) | &names(700..730, BLOCK);
+    known.until(&both).await;
+    let reset = engine.utility("reset_prefix_cache", &[]).await;
+    assert_eq!(reset.expect("answered"), serde_json::json!(true));
+    compute(&engine, &mut outputs, 600..630).await;
+    known.until(&names(600..630, BLOCK)).await;
+
     // An engine that is another one has nothing.
     sim.stop();
     engine.shutdown().await;

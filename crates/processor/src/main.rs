@@ -56,7 +56,9 @@ fn tokenize_each_prompt_on_one_thread() {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let grace = config.drain_grace;
-    let discovery = server::discovery(&config).context("open the place of discovery")?;
+    let discovery = server::discovery(&config)
+        .await
+        .context("open the place of discovery")?;
     let processor = Processor::bind(config).await.context("bind")?;
     drain::run(grace, |drain| processor.serve(discovery, drain)).await
 }

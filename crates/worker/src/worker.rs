@@ -71,7 +71,10 @@ impl Worker {
         plan: Arc<dyn Plan>,
         telemetry: Telemetry,
     ) -> anyhow::Result<Self> {
-        let discovery = discovery(&config)?;
+        let discovery = discovery(&config).await?;
+        // A model may load for minutes before the worker registers.
+        let register = discovery.check_register().await;
+        register.context("look whether the worker may register")?;
         Self::bind_in(config, role, plan, telemetry, discovery).await
     }
 
@@ -263,10 +266,15 @@ impl Worker {
     }
 }
 
-fn discovery(config: &Config) -> anyhow::Result<Arc<dyn Discovery>> {
+async fn discovery(config: &Config) -> anyhow::Result<Arc<dyn Discovery>> {
     let path = config.discovery_path.as_deref();
-    let opened = discovery::open(config.discovery_backend, path, &config.etcd);
-    opened.context("open the place of discovery")
+    let opened = discovery::open(
+        config.discovery_backend,
+        path,
+        &config.etcd,
+        &config.kubernetes,
+    );
+    opened.await.context("open the place of discovery")
 }
 
 /// Looks whether a worker could serve, and binds nothing for good.
@@ -284,7 +292,7 @@ pub(crate) async fn preflight(config: &Config, role: Role) -> anyhow::Result<Vec
         ..config.clone()
     };
     let engines = launch::engines(&laid_out, role, &id, host)?;
-    let discovery = discovery(config)?;
+    let discovery = discovery(config).await?;
     let subject = Subject {
         config,
         role,

@@ -2,10 +2,12 @@
 //!
 //! A worker registers its [`Card`] and keeps a lease alive as long as it holds the [`Registration`];
 //! whoever watches hears of cards that come, change and go. A lost lease is renewed, never fatal.
-//! Backends: [`mod@file`] for one machine, [`etcd`] for clusters, [`mem`] for one process.
+//! Backends: [`mod@file`] for one machine, [`etcd`] and [`kubernetes`] for clusters, [`mem`] for one process.
 
+mod again;
 pub mod etcd;
 pub mod file;
+pub mod kubernetes;
 pub mod mem;
 mod owner;
 mod peer;
@@ -24,7 +26,7 @@ use tokio::sync::mpsc;
 use crate::{
     Card, Code,
     ids::WorkerId,
-    settings::{DiscoveryBackend, EtcdSettings},
+    settings::{DiscoveryBackend, EtcdSettings, KubernetesSettings},
 };
 
 /// Events that may wait for a watcher before its source pauses.
@@ -47,6 +49,14 @@ pub trait Discovery: Send + Sync + 'static {
     /// # Errors
     /// The place cannot be written to.
     async fn register(&self, card: Card) -> Result<Registration, DiscoveryError>;
+
+    /// Says at the start of a worker, which can register only much later, what would be in its way then.
+    ///
+    /// # Errors
+    /// What will not pass by itself, with what to do about it.
+    async fn check_register(&self) -> Result<(), DiscoveryError> {
+        Ok(())
+    }
 
     /// Returns the workers that are there, then what changes.
     ///
@@ -79,20 +89,31 @@ pub trait Discovery: Send + Sync + 'static {
 /// - `path`: folder of the file discovery; absent: the one that all roles use then.
 ///
 /// # Errors
-/// [`etcd::EtcdConfigError`].
-pub fn open(
+/// [`OpenError`].
+pub async fn open(
     backend: DiscoveryBackend,
     path: Option<&Path>,
     etcd: &EtcdSettings,
-) -> Result<Arc<dyn Discovery>, etcd::EtcdConfigError> {
+    kubernetes: &KubernetesSettings,
+) -> Result<Arc<dyn Discovery>, OpenError> {
     Ok(match backend {
         DiscoveryBackend::File => {
             let root = path.map_or_else(file::Files::default_root, Path::to_owned);
             Arc::new(file::Files::new(root))
         }
         DiscoveryBackend::Etcd => Arc::new(etcd::Etcd::new(etcd)?),
+        DiscoveryBackend::Kubernetes => Arc::new(kubernetes::Kubernetes::new(kubernetes).await?),
         DiscoveryBackend::Mem => Arc::new(mem::Mem::default()),
     })
+}
+
+/// Why a place cannot be used as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Etcd(#[from] etcd::EtcdConfigError),
+    #[error(transparent)]
+    Kubernetes(#[from] kubernetes::KubernetesConfigError),
 }
 
 /// Keeps a worker known. Dropping it is leaving.
@@ -136,6 +157,8 @@ pub enum DiscoveryError {
     Etcd { endpoints: String, reason: String },
     #[error("{0}: processors do not find each other there")]
     NoPeers(String),
+    #[error("kubernetes, {place}: {reason}")]
+    Kubernetes { place: String, reason: String },
     #[error("'{0}' cannot be part of a file name or a key")]
     Name(String),
 }
@@ -144,7 +167,7 @@ impl DiscoveryError {
     /// Returns what this means for a request.
     pub fn code(&self) -> Code {
         match self {
-            Self::Io { .. } | Self::Etcd { .. } => Code::Unavailable,
+            Self::Io { .. } | Self::Etcd { .. } | Self::Kubernetes { .. } => Code::Unavailable,
             Self::Card(_) | Self::Name(_) | Self::NoPeers(_) => Code::Internal,
         }
     }

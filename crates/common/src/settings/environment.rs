@@ -42,6 +42,24 @@ const REQUEST_PLANE_TLS: &[Row] = &[
     ("request-plane-tls-ca", &["STATOR_REQUEST_PLANE_TLS_CA"]),
 ];
 
+/// How Kubernetes is reached; the names without ours in front are those that Dynamo (1.6) has pods filled in with.
+pub const KUBERNETES: &[Row] = &[
+    (
+        "kubernetes-namespace",
+        &["STATOR_KUBERNETES_NAMESPACE", "POD_NAMESPACE"],
+    ),
+    ("kubernetes-config", &["STATOR_KUBERNETES_CONFIG"]),
+    ("kubernetes-pod", &["STATOR_KUBERNETES_POD", "POD_NAME"]),
+    (
+        "kubernetes-pod-uid",
+        &["STATOR_KUBERNETES_POD_UID", "POD_UID"],
+    ),
+    (
+        "kubernetes-container",
+        &["STATOR_KUBERNETES_CONTAINER", "CONTAINER_NAME"],
+    ),
+];
+
 /// The variables of a role: those of every role, and its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Variables(pub &'static [Row]);
@@ -56,7 +74,8 @@ pub const DISAGGREGATION_MODE: &[&str] = &[
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {
-        let of_every_role = OF_EVERY_ROLE.iter().chain(ETCD).chain(REQUEST_PLANE_TLS);
+        let of_every_role = OF_EVERY_ROLE.iter().chain(ETCD).chain(KUBERNETES);
+        let of_every_role = of_every_role.chain(REQUEST_PLANE_TLS);
         of_every_role.chain(self.0).copied()
     }
 

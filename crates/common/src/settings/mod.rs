@@ -6,6 +6,7 @@ pub mod deprecated;
 pub mod environment;
 mod etcd;
 mod file;
+mod kubernetes;
 mod plane_tls;
 mod secret;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use environment::{DISAGGREGATION_MODE, Variables};
 pub use etcd::EtcdSettings;
 pub use file::{FileError, read_file};
+pub use kubernetes::KubernetesSettings;
 pub use plane_tls::RequestPlaneTls;
 pub use secret::{Secret, SecretError, plane_token};
 
@@ -27,6 +29,8 @@ pub enum DiscoveryBackend {
     File,
     /// etcd, for clusters.
     Etcd,
+    /// The pods of a Kubernetes cluster.
+    Kubernetes,
     /// This process's memory: for roles that share a process.
     Mem,
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
 use stator_common::settings::{
-    DiscoveryBackend, EtcdSettings, RequestPlaneTls, Secret, Variables, duration,
+    DiscoveryBackend, EtcdSettings, KubernetesSettings, RequestPlaneTls, Secret, Variables,
+    duration,
 };
 
 use super::{ConditionalMode, ConfigError, ReasoningField, SessionAffinity};
@@ -226,6 +227,11 @@ pub struct Settings {
     #[command(flatten)]
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     etcd: EtcdSettings,
+
+    /// How Kubernetes is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
+    kubernetes: KubernetesSettings,
 
     /// How a worker is chosen for a request: round-robin, random, least-loaded, kv (by what each worker's KV cache
     /// holds, and by load), approx (the same, guessed from what each was sent lately) or direct (the one that

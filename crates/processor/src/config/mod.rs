@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-pub use stator_common::settings::{DiscoveryBackend, EtcdSettings, RequestPlaneTls, Secret};
+pub use stator_common::settings::{
+    DiscoveryBackend, EtcdSettings, KubernetesSettings, RequestPlaneTls, Secret,
+};
 
 use stator_router::{Bounds, Conditional, DECODING};
 
@@ -83,6 +85,9 @@ pub struct Config {
     /// How etcd is reached.
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     pub etcd: EtcdSettings,
+    /// How Kubernetes is reached.
+    #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
+    pub kubernetes: KubernetesSettings,
     /// How a worker is chosen. Default `round-robin`.
     pub router_mode: RouterMode,
     /// With kv and approx: how freely dearer workers are chosen, as a share of the prompt by which a worker may be
@@ -158,6 +163,7 @@ impl Default for Config {
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
             etcd: EtcdSettings::default(),
+            kubernetes: KubernetesSettings::default(),
             router_mode: RouterMode::RoundRobin,
             router_temperature: 0.0,
             router_decode_weight: DECODING,

@@ -24,8 +24,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use futures::future::OptionFuture;
-use stator_common::discovery::etcd::EtcdConfigError;
-use stator_common::discovery::{self, Discovery};
+use stator_common::discovery::{self, Discovery, OpenError};
 use stator_common::drain::Drain;
 use tracing::info;
 
@@ -72,10 +71,16 @@ pub enum BindError {
 /// Opens the configured discovery.
 ///
 /// # Errors
-/// [`EtcdConfigError`].
-pub fn discovery(config: &Config) -> Result<Arc<dyn Discovery>, EtcdConfigError> {
+/// [`OpenError`].
+pub async fn discovery(config: &Config) -> Result<Arc<dyn Discovery>, OpenError> {
     let path = config.discovery_path.as_deref();
-    let discovery = discovery::open(config.discovery_backend, path, &config.etcd)?;
+    let discovery = discovery::open(
+        config.discovery_backend,
+        path,
+        &config.etcd,
+        &config.kubernetes,
+    );
+    let discovery = discovery.await?;
     info!(place = discovery.name(), "looking for workers");
     Ok(discovery)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stator_common::Code;
 use stator_common::card::Role;
-use stator_common::plane::tcp::delta::failed;
+use stator_common::plane::delta::failed;
 use stator_common::proto::worker::Leg;
 use stator_processor::config::Config;
 use stator_testkit::http::{open, post, send, until};

@@ -6,7 +6,7 @@ use clap::{ValueEnum, builder::BoolishValueParser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     card::{Endpoint, Role},
-    settings::{DiscoveryBackend, EtcdSettings, RequestPlaneTls, duration},
+    settings::{DiscoveryBackend, EtcdSettings, KubernetesSettings, RequestPlaneTls, duration},
 };
 use stator_engine::handoff::ShortName;
 
@@ -101,6 +101,11 @@ pub struct Settings {
     #[command(flatten)]
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     pub etcd: EtcdSettings,
+
+    /// How Kubernetes is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
+    pub kubernetes: KubernetesSettings,
 
     /// How requests come: tcp (frames, the fastest), http (gRPC) or nats [default: tcp].
     #[arg(long, value_name = "PLANE", help_heading = "Request plane")]

@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
-pub use stator_common::settings::{EtcdSettings, RequestPlaneTls, Secret};
+pub use stator_common::settings::{EtcdSettings, KubernetesSettings, RequestPlaneTls, Secret};
 
 use stator_engine::{
     handoff::{HandOff, ShortName, TransferConfig},
@@ -59,6 +59,9 @@ pub struct Config {
     /// How etcd is reached.
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     pub etcd: EtcdSettings,
+    /// How Kubernetes is reached, and which pod this is.
+    #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
+    pub kubernetes: KubernetesSettings,
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
@@ -162,6 +165,7 @@ impl Default for Config {
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
             etcd: EtcdSettings::default(),
+            kubernetes: KubernetesSettings::default(),
             request_plane: RequestPlane::Tcp,
             request_plane_tls: RequestPlaneTls::default(),
             event_plane: EventPlane::Zmq,

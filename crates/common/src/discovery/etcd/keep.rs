@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::{info, warn};
 
-use super::{ANSWER_WITHIN, Again, Place, TTL, client::Client, why};
+use super::{ANSWER_WITHIN, Place, TTL, client::Client, why};
+use crate::discovery::again::Again;
 
 /// What one worker has in etcd.
 pub(super) struct Entry {

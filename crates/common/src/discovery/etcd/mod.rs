@@ -35,12 +35,6 @@ pub const TTL: Duration = Duration::from_secs(10);
 /// A question that has not been answered by then will not be.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// The first pause before trying again; it doubles up to [`AGAIN_MOST`].
-const AGAIN_FIRST: Duration = Duration::from_millis(100);
-
-/// After a restart etcd gives every lease its full time once more; all must be renewed within it.
-const AGAIN_MOST: Duration = Duration::from_secs(3);
-
 /// Where keys begin if nobody says otherwise.
 const PREFIX: &str = "/stator";
 
@@ -248,21 +242,4 @@ fn tls(settings: &EtcdSettings) -> Result<Tls, EtcdConfigError> {
         authority: settings.ca_path.as_ref().map(read).transpose()?,
         identity,
     })
-}
-
-/// Pauses between tries, each twice as long as the one before.
-struct Again(Duration);
-
-impl Again {
-    fn new() -> Self {
-        Self(AGAIN_FIRST)
-    }
-
-    /// Waits. Cancel safe.
-    async fn pause(&mut self) {
-        let wait = self.0;
-        self.0 = (wait * 2).min(AGAIN_MOST);
-        // Many processes lose etcd at once and must not come back at once.
-        tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
-    }
 }

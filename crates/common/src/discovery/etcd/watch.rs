@@ -12,10 +12,10 @@ use tokio::{
 use tonic::Status;
 use tracing::{info, warn};
 
-use super::{ANSWER_WITHIN, Again, Place, TTL, client::Client, why};
+use super::{ANSWER_WITHIN, Place, TTL, client::Client, why};
 use crate::{
     Card,
-    discovery::Event,
+    discovery::{Event, again::Again},
     ids::WorkerId,
     proto::etcd::{KeyValue, event::EventType},
 };
@@ -56,7 +56,7 @@ pub(super) async fn follow(place: Arc<Place>, sender: mpsc::Sender<Event>) {
             warn!(reason = %broken, "etcd is away: going on with the workers that are known");
         }
         // Once per interruption: `again` begins anew when following has begun anew.
-        is_told = again.0 != super::AGAIN_FIRST;
+        is_told = again.has_paused();
         tokio::select! {
             () = again.pause() => {}
             () = sender.closed() => return,
@@ -77,7 +77,7 @@ async fn follow_once(place: &Place, view: &mut View, again: &mut Again) -> Resul
     if view.replace(workers).await.is_err() {
         return Ok(Unheard);
     }
-    if again.0 != super::AGAIN_FIRST {
+    if again.has_paused() {
         info!("etcd is back");
     }
     *again = Again::new();
