@@ -35,6 +35,16 @@ pub const ETCD: &[Row] = &[
     ("etcd-key-path", &["ETCD_AUTH_CLIENT_KEY"]),
 ];
 
+/// How the NATS server is reached, with Dynamo's names (1.6).
+pub const NATS: &[Row] = &[
+    ("nats-server", &["STATOR_NATS_SERVER", "NATS_SERVER"]),
+    ("nats-username", &["NATS_AUTH_USERNAME"]),
+    ("nats-credentials-file", &["NATS_AUTH_CREDENTIALS_FILE"]),
+    ("nats-tls-ca-cert-path", &["NATS_TLS_CA_CERT_PATH"]),
+    ("nats-tls-client-cert-path", &["NATS_TLS_CLIENT_CERT_PATH"]),
+    ("nats-tls-client-key-path", &["NATS_TLS_CLIENT_KEY_PATH"]),
+];
+
 /// The variables of a role: those of every role, and its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Variables(pub &'static [Row]);
@@ -49,7 +59,8 @@ pub const DISAGGREGATION_MODE: &[&str] = &[
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {
-        OF_EVERY_ROLE.iter().chain(ETCD).chain(self.0).copied()
+        let shared = OF_EVERY_ROLE.iter().chain(ETCD).chain(NATS);
+        shared.chain(self.0).copied()
     }
 
     /// Returns what the environment says in place of a flag: the first variable that is set and not empty.

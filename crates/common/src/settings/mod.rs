@@ -6,6 +6,7 @@ pub mod deprecated;
 pub mod environment;
 mod etcd;
 mod file;
+mod nats;
 mod secret;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use environment::{DISAGGREGATION_MODE, Variables};
 pub use etcd::EtcdSettings;
 pub use file::{FileError, read_file};
+pub use nats::{NatsSettings, NatsSettingsError};
 pub use secret::{Secret, SecretError, plane_token};
 
 /// How workers are found.
@@ -27,6 +29,16 @@ pub enum DiscoveryBackend {
     Etcd,
     /// This process's memory: for roles that share a process.
     Mem,
+}
+
+/// How news of KV caches goes from workers to processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventPlane {
+    /// Straight from process to process.
+    Zmq,
+    /// Over a NATS server.
+    Nats,
 }
 
 /// Lays one layer of settings over another: what both have is the upper one's, in tables within tables, too.

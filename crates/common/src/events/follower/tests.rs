@@ -76,7 +76,7 @@ impl Relay {
 }
 
 fn follow(relay: &Relay, patience: Patience) -> (Follower, Events) {
-    let (follower, events) = Follower::new(patience);
+    let (follower, events) = Follower::new(patience, Nats::default());
     let at = relay.outlet.ports().advertised("127.0.0.1");
     follower.follow(&view().worker, 1, &at);
     (follower, events)
