@@ -8,7 +8,7 @@ use std::{path::Path, process::Stdio};
 use stator_common::{
     Code,
     discovery::{Discovery, Event, file::Files},
-    plane::tcp::{Client, ClientConfig, DeltaStream, State},
+    plane::{Client, ClientConfig, DeltaStream, State},
     proto::worker::{self, FinishReason, GenerateRequest},
 };
 use stator_testkit::{

@@ -2,7 +2,7 @@
 //!
 //! A card holds everything that a processor needs to serve the worker's model, except the bytes of
 //! its files: those are named by content hash and fetched from any worker that has them
-//! (`plane::tcp::Client::blob`), so no folder need be shared. What changes while a worker
+//! (`plane::Client::blob`), so no folder need be shared. What changes while a worker
 //! runs (its load) is not on the card.
 
 use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};

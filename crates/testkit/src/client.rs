@@ -2,7 +2,7 @@
 
 use stator_common::Card;
 use stator_common::discovery::{Event, Watch};
-use stator_common::plane::tcp::{Client, DeltaStream, delta};
+use stator_common::plane::{Client, DeltaStream, delta};
 use stator_common::proto::worker::{Delta, GenerateRequest, Sampling};
 
 use crate::wait::until;

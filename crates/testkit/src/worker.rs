@@ -8,7 +8,7 @@ use stator_common::card::{Endpoint, Role};
 use stator_common::discovery::mem::Mem;
 use stator_common::discovery::{Discovery, Registration};
 use stator_common::drain::{self, Trigger};
-use stator_common::plane::tcp::{Connection, Handler, Server, ServerConfig, ServerHandle};
+use stator_common::plane::{Connection, Handler, Server, ServerConfig, ServerHandle};
 use stator_common::proto::worker::{Delta, FinishReason, GenerateRequest, Sampling};
 use stator_common::{BlobHash, Card, WorkerId};
 
@@ -68,7 +68,7 @@ impl Worker {
                 component: "backend".to_owned(),
                 endpoint: "generate".to_owned(),
             },
-            address: server.local_addr().expect("a bound socket").to_string(),
+            address: server.address().expect("a bound socket").to_string(),
             model: model::card(&files),
             handoff: None,
             kv_events: None,

@@ -9,13 +9,13 @@ use crate::{
     config::Config,
     launch,
     network::{self, reach},
+    plane::Plane,
     transfer::Side,
 };
 
 /// What a worker listens on.
 pub(crate) struct Listeners<'a> {
-    pub(crate) plane: SocketAddr,
-    pub(crate) advertised: &'a str,
+    pub(crate) plane: &'a Plane,
     pub(crate) system: Option<SocketAddr>,
     pub(crate) sides: &'a [Side],
     /// Where this worker tells what its engines cache.
@@ -71,7 +71,7 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
     let events = match listeners.event_ports {
         [first, .., last] => format!(
             "; what engines cache, tokens included, on tcp ports {first} to {last} for {}, without a secret (vLLM has none)",
-            if plane.ip().is_loopback() {
+            if plane.ip.is_loopback() {
                 "this machine only"
             } else {
                 "the network"
@@ -80,15 +80,17 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         _ => String::new(),
     };
     info!(
-        "open: requests on tcp://{plane} (told to others as {}) for {}, {asked}, not encrypted{engine}{sides}{relay}{events}; {system}; \
+        "open: requests on {} (told to others as {}) for {}, {asked}, not encrypted{engine}{sides}{relay}{events}; {system}; \
          discovery: {}",
-        listeners.advertised,
-        reach(plane.ip()),
+        plane.bound,
+        plane.advertised,
+        reach(plane.ip),
         listeners.discovery,
     );
-    if !plane.ip().is_loopback() && config.plane_token.is_none() {
+    if !plane.ip.is_loopback() && config.plane_token.is_none() {
         warn!(
-            "whoever reaches tcp://{plane} can use the engine; close it with --plane-token-file or --host 127.0.0.1"
+            "whoever reaches {} can use the engine; close it with --plane-token-file or --host 127.0.0.1",
+            plane.bound
         );
     }
     if let Some(address) = attach.filter(|address| !address.ip().is_loopback()) {

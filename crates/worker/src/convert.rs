@@ -1,7 +1,7 @@
 //! Between the messages of the plane and the engine's own types. No decisions are made here: what a
 //! request may ask is the engine client's to judge.
 
-use stator_common::{Code, plane::tcp::delta, proto::worker as proto};
+use stator_common::{Code, plane::delta, proto::worker as proto};
 use stator_engine::{
     Constraint, Finish, Logprobs, Output, Request, RequestError, Sampling, StructuredOutputs,
     SubmitError, Tokens,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use stator_common::{
     BlobHash, Code,
-    plane::tcp::{Connection, Handler},
+    plane::{Connection, Handler},
     proto::worker::{Delta, Error, FinishReason, GenerateRequest, Leg, Sampling},
 };
 use stator_engine::{Engine, Prepared, RequestKey, SubmitError};

@@ -21,6 +21,7 @@ mod launch;
 mod metrics;
 mod network;
 pub mod plan;
+mod plane;
 pub mod preflight;
 mod publication;
 mod python;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use stator_common::{Code, plane::tcp::Connection};
+use stator_common::{Code, plane::Connection};
 use stator_engine::{Config as EngineConfig, DeadReason, Engine, Phase, StartError, State};
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;

@@ -11,7 +11,7 @@ use std::{
 
 use ahash::AHashMap;
 use parking_lot::Mutex;
-use stator_common::{plane::tcp::Connection, proto::worker::Leg};
+use stator_common::{plane::Connection, proto::worker::Leg};
 use stator_engine::{Prepared, RequestHandle, RequestKey, SubmitError};
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 

@@ -63,7 +63,7 @@ pub async fn run<P: Plan>(
     let worker = Worker::bind(config, role, Arc::new(plan), telemetry)
         .await
         .context("bind")?;
-    info!(addr = %worker.addr(), role = name(role), "worker bound");
+    info!(addr = %worker.address(), role = name(role), "worker bound");
     tell(&worker.preflight().await)?;
     drain::run(grace, |drain| worker.serve(drain)).await?;
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use stator_common::{plane::tcp::Connection, proto::worker::Delta};
+use stator_common::{plane::Connection, proto::worker::Delta};
 use stator_engine::{Output, Step, StepSink};
 use tracing::{debug, trace};
 

@@ -15,7 +15,7 @@ use stator_common::{
     card::Role,
     discovery::{self, Discovery},
     drain::Drain,
-    plane::tcp::{Server, ServerConfig},
+    plane::Address,
     telemetry::Telemetry,
 };
 use stator_engine::{Lockstep, Phase, StartError, State};
@@ -26,12 +26,13 @@ use tracing::{info, warn};
 use crate::{
     Plan,
     announce::{self, Listeners},
-    config::{Config, ConfigError},
+    config::Config,
     handler::Serving,
     kv_events::KvEvents,
     launch::{self, RunDir},
     metrics::WorkerMetrics,
     network,
+    plane::Plane,
     preflight::{self, Finding, Subject},
     publication::Publication,
     rank::{self, Rank},
@@ -47,11 +48,9 @@ pub struct Worker {
     role: Role,
     plan: Arc<dyn Plan>,
     id: WorkerId,
-    server: Server,
-    addr: SocketAddr,
+    plane: Plane,
     /// This machine's address, as others reach it.
     host: IpAddr,
-    advertised: String,
     system: Option<System>,
     discovery: Arc<dyn Discovery>,
     ranks: Vec<stator_engine::Config>,
@@ -88,26 +87,7 @@ impl Worker {
         discovery: Arc<dyn Discovery>,
     ) -> anyhow::Result<Self> {
         let id = WorkerId(format!("{role}-{:012x}", rand::random::<u64>() >> 16));
-        let host = network::resolve(&config.host, config.port)
-            .with_context(|| format!("resolve --host {}", config.host))?;
-        if !host.ip().is_loopback() && config.plane_token.is_none() && !config.insecure_plane {
-            return Err(ConfigError::OpenPlane(config.host.clone()).into());
-        }
-        let mut plane = ServerConfig::new(id.clone());
-        plane.token = config
-            .plane_token
-            .as_ref()
-            .map(|token| token.reveal().to_owned());
-        let server = Server::bind(host, plane).with_context(|| format!("listen on {host}"))?;
-        let addr = server.local_addr()?;
-        let advertised = match &config.advertise_host {
-            Some(host) => network::join(host, addr.port()),
-            None => {
-                let ip = network::advertised(addr.ip())
-                    .context("find this machine's address; name it with --advertise-host")?;
-                SocketAddr::new(ip, addr.port()).to_string()
-            }
-        };
+        let plane = Plane::bind(&config, &id)?;
         let system = match u16::try_from(config.system_port) {
             Ok(port) => {
                 let address = network::resolve(&config.system_host, port)
@@ -118,11 +98,12 @@ impl Worker {
             // -1: none.
             Err(_) => None,
         };
-        let host = network::advertised(addr.ip()).context("find this machine's address")?;
+        let host = network::advertised(plane.ip).context("find this machine's address")?;
         let mut engines = launch::engines(&config, role, &id, host)?;
         let mut kv_events = engines.kv_events;
-        let (others, _) = launch::address(&advertised).context("read the advertised address")?;
-        let relay = kv_events.start_relay(&config, addr.ip(), &others).await;
+        let relay = kv_events
+            .start_relay(&config, plane.ip, &plane.advertised_host)
+            .await;
         relay.context("start the relay of KV events")?;
         if launch::steps_together(&config) {
             let lockstep = Lockstep::start(config.data_parallel_size).await;
@@ -136,10 +117,8 @@ impl Worker {
             role,
             plan,
             id,
-            server,
-            addr,
+            plane,
             host,
-            advertised,
             system,
             discovery,
             ranks: engines.configs,
@@ -151,8 +130,8 @@ impl Worker {
     }
 
     /// Returns the bound address of the request plane.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+    pub fn address(&self) -> &Address {
+        &self.plane.bound
     }
 
     /// Returns the bound address of the system routes, where there are any.
@@ -187,8 +166,7 @@ impl Worker {
         announce::listeners(
             &self.config,
             &Listeners {
-                plane: self.addr,
-                advertised: &self.advertised,
+                plane: &self.plane,
                 system: self.system_addr(),
                 sides: &self.transfer.sides,
                 relay: self.kv_events.relay_addr(),
@@ -205,7 +183,7 @@ impl Worker {
             let (health, metrics) = (serving.health.clone(), serving.metrics.clone());
             system.spawn(health, metrics, self.telemetry, stop.clone());
         }
-        let server = self.server.spawn(serving.clone(), drain.clone());
+        let server = self.plane.server.spawn(serving.clone(), drain.clone());
         info!(
             worker = %self.id,
             model = self.config.model,
@@ -218,13 +196,14 @@ impl Worker {
             let stop = stop.clone();
             engines.spawn(async move { rank.run(stop).await });
         }
+        let advertised = self.plane.advertised.to_string();
         let publication = Publication {
             config: &self.config,
             role: self.role,
             transfer: &self.transfer,
             kv_events: &self.kv_events,
             id: &self.id,
-            address: &self.advertised,
+            address: &advertised,
             discovery: &*self.discovery,
             serving: &serving,
         };

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use stator_common::{
     card::{HandOffProtocol, Role},
-    plane::tcp::{Client, ClientConfig},
+    plane::{Client, ClientConfig},
     proto::worker::{Code, Delta, FinishReason, GenerateRequest, Leg},
 };
 use stator_testkit::{

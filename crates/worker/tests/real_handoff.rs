@@ -10,7 +10,7 @@ use stator_common::{
     Card,
     card::Role,
     discovery::mem::Mem,
-    plane::tcp::Client,
+    plane::Client,
     proto::worker::{Delta, FinishReason, GenerateRequest, Leg},
 };
 use stator_engine::introspect::introspect;

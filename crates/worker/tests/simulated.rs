@@ -16,7 +16,7 @@ use stator_common::{
     Card, Code,
     card::Role,
     discovery::{Discovery, DiscoveryError, Event, Registration, Watch, mem::Mem},
-    plane::tcp::{Client, ClientConfig, DeltaStream},
+    plane::{Client, ClientConfig, DeltaStream},
     proto::worker::{self, FinishReason},
     telemetry::Telemetry,
 };

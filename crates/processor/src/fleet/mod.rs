@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use stator_common::card::{HandOffProtocol, Role};
-use stator_common::plane::tcp::Unclaimed;
+use stator_common::plane::Unclaimed;
 use stator_common::proto::worker::GenerateRequest;
 use stator_common::{Code, WorkerId};
 use stator_router::{BlockHash, Conditional, Measured};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stator_common::card::HandOffProtocol;
-use stator_common::plane::tcp::delta;
+use stator_common::plane::delta;
 use stator_common::proto::worker::{Delta, FinishReason, GenerateRequest, Leg};
 use stator_common::{Code, WorkerId};
 use tokio::time::Instant;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use stator_common::card;
-use stator_common::plane::tcp::PlaneError;
+use stator_common::plane::PlaneError;
 use stator_text::template::ChatTemplates;
 use stator_text::{ModelFiles, SegmentCache, Tokenizer};
 use tokio::time::timeout;

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use metrics::Counter;
 use stator_common::card::{self, Card, Role};
 use stator_common::discovery::{Event, Watch};
-use stator_common::plane::tcp::{Client, ClientConfig};
+use stator_common::plane::{Client, ClientConfig};
 use stator_common::{BlobHash, WorkerId};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};

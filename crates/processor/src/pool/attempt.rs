@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::StreamExt;
-use stator_common::plane::tcp::DeltaStream;
+use stator_common::plane::DeltaStream;
 use stator_common::proto::worker::{self, Delta, FinishReason, GenerateRequest, TokenLogprobs};
 use stator_common::{Code, ids::WorkerId};
 use stator_router::{Booking, Share};

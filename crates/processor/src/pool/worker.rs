@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use stator_common::card::{Card, HandOffProtocol};
 use stator_common::events::ViewId;
-use stator_common::plane::tcp::{Client, State};
+use stator_common::plane::{Client, State};
 use stator_common::proto::worker::Load;
 use stator_common::{Code, WorkerId};
 use stator_router::{Ledger, Room};

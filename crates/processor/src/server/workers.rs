@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 use stator_common::events::Medium;
-use stator_common::plane::tcp;
+use stator_common::plane;
 
 use crate::App;
 use crate::knowledge::Entry;
@@ -85,11 +85,11 @@ fn cache(entry: &Entry) -> Value {
     })
 }
 
-fn connection(state: tcp::State) -> String {
+fn connection(state: plane::State) -> String {
     match state {
-        tcp::State::Connecting { reason } => format!("connecting: {reason}"),
-        tcp::State::Ready => "ready".to_owned(),
-        tcp::State::Draining => "draining".to_owned(),
-        tcp::State::Gone { message, .. } => format!("refused: {message}"),
+        plane::State::Connecting { reason } => format!("connecting: {reason}"),
+        plane::State::Ready => "ready".to_owned(),
+        plane::State::Draining => "draining".to_owned(),
+        plane::State::Gone { message, .. } => format!("refused: {message}"),
     }
 }

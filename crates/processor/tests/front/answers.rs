@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use stator_common::Code;
-use stator_common::plane::tcp::delta;
+use stator_common::plane::delta;
 use stator_common::proto::worker::FinishReason;
 use stator_testkit::http::post;
 use stator_testkit::worker::{Attempt, Script};

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 use stator_common::card::Role;
-use stator_common::plane::tcp::delta::failed;
+use stator_common::plane::delta::failed;
 use stator_common::proto::worker::{Delta, FinishReason, Leg};
 use stator_common::{Card, Code};
 use stator_processor::config::Config;

@@ -2,7 +2,7 @@
 
 use stator_common::Code;
 use stator_common::card::{HandOffProtocol, Role};
-use stator_common::plane::tcp::delta::failed;
+use stator_common::plane::delta::failed;
 use stator_common::proto::worker::{Delta, FinishReason, Leg};
 use stator_processor::config::Config;
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use stator_common::Code;
 use stator_common::card::{HandOff, HandOffProtocol, Role};
-use stator_common::plane::tcp::delta::failed;
+use stator_common::plane::delta::failed;
 use stator_common::proto::worker::{Delta, FinishReason};
 use stator_processor::config::Config;
 use stator_testkit::http::{Answered, post, send};

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use stator_common::Code;
-use stator_common::plane::tcp::delta::failed;
+use stator_common::plane::delta::failed;
 use stator_common::proto::worker::FinishReason;
 use stator_testkit::http::open;
 

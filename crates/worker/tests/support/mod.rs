@@ -11,7 +11,7 @@ use stator_common::{
     card::Role,
     discovery::{Discovery, Watch, mem::Mem},
     drain::{self, Trigger},
-    plane::tcp::{Client, ClientConfig},
+    plane::{Client, ClientConfig},
     proto::worker::{self, Delta},
     telemetry::Telemetry,
 };
@@ -108,10 +108,11 @@ impl Cluster {
         let worker = Worker::bind_in(config, role, plan, Telemetry::detached(), discovery)
             .await
             .expect("bind");
-        let (address, system) = (worker.addr(), worker.system_addr().expect("system routes"));
+        let address = worker.address().to_string();
+        let system = worker.system_addr().expect("system routes");
         let (trigger, drain) = drain::channel();
         Self {
-            address: address.to_string(),
+            address,
             system,
             engine_port,
             model,

@@ -7,10 +7,8 @@ use std::{io, time::Duration};
 use bytes::BytesMut;
 use tokio::{io::AsyncReadExt, time::Instant};
 
-use super::{
-    frame::{self, FrameError, Header},
-    net::Reader,
-};
+use super::frame::{self, FrameError, Header};
+use crate::plane::net::Reader;
 
 /// Free room that a read finds in the buffer: about two steps of 1,024 streams.
 const READ_ROOM: usize = 64 << 10;

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 
-use super::net::Writer;
+use crate::plane::net::Writer;
 
 /// The buffer goes back to the allocator if it grew beyond this (a prompt of 256 Ki tokens) and
 /// is empty again.

@@ -1,27 +1,25 @@
-//! The task of a client: dials, greets, reads, and dials again.
+//! Greets a worker and reads what it sends.
 
-use std::{
-    io,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{io, sync::Arc};
 
+use async_trait::async_trait;
 use bytes::BytesMut;
 use futures::future::poll_fn;
-use parking_lot::Mutex;
-use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::time;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use super::{ClientConfig, Link, Shared, State};
+use super::link::Link;
 use crate::{
     Code,
-    plane::tcp::{
-        PlaneError, SOFTWARE,
-        frame::{self, FrameError, Kind},
-        inbound::{Inbound, Lost},
-        net::Io,
-        outbound::Outbound,
+    plane::{
+        SOFTWARE,
+        client::{self, ClientConfig, Ended, Reach, Told},
+        net::{Dial, Io},
+        tcp::{
+            frame::{self, FrameError, Kind},
+            inbound::{Inbound, Lost},
+            outbound::Outbound,
+        },
     },
     proto::{
         plane,
@@ -29,80 +27,38 @@ use crate::{
     },
 };
 
-/// A worker on the same network answers in milliseconds; this covers one that is starved of CPU.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
-/// The wait before the second attempt to connect; it doubles up to [`BACK_OFF_MOST`].
-const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
-
-/// The longest wait between two attempts: discovery forgets a dead worker after 10 s anyway.
-const BACK_OFF_MOST: Duration = Duration::from_secs(2);
-
-/// Why a connection, or an attempt at one, ended.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error("no answer within {} s", CONNECT_WITHIN.as_secs())]
-    NoAnswer,
-    #[error(transparent)]
-    Lost(#[from] Lost),
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Frame(#[from] FrameError),
-    #[error("refused: {message}")]
-    Refused { code: Code, message: String },
-    #[error("nobody uses it any more")]
-    Unused,
-}
-
-/// Dials and reads for a [`Client`].
-pub(super) struct Task {
-    pub(super) shared: Weak<Shared>,
-    pub(super) address: String,
-    pub(super) config: ClientConfig,
-}
-
-impl Task {
-    /// Runs until the worker refuses for good.
-    pub(super) async fn run(self) {
-        let mut random = SmallRng::seed_from_u64(self.config.seed);
-        let mut wait = BACK_OFF_FIRST;
-        loop {
-            let greeted = time::timeout(CONNECT_WITHIN, self.greet()).await;
-            let ended = match greeted.unwrap_or(Err(Ended::NoAnswer)) {
-                Ok((link, inbound)) => {
-                    wait = BACK_OFF_FIRST;
-                    self.serve(&link, inbound).await
-                }
-                Err(ended) => ended,
-            };
-            let Some(shared) = self.shared.upgrade() else {
-                return;
-            };
-            match ended {
-                Ended::Refused { code, message } => {
-                    warn!(worker = %self.address, %message, "refused by the worker");
-                    shared.state.send_replace(State::Gone { code, message });
-                    return;
-                }
-                Ended::Unused => return,
-                ended => {
-                    debug!(worker = %self.address, reason = %ended, "not connected");
-                    shared.state.send_replace(State::Connecting {
-                        reason: ended.to_string(),
-                    });
-                }
-            }
-            drop(shared);
-            // Many processors lose a worker at once; they should not all come back at once.
-            time::sleep(wait.mul_f64(random.random_range(0.5..1.5))).await;
-            wait = (wait * 2).min(BACK_OFF_MOST);
-        }
+impl From<Lost> for Ended {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost.to_string())
     }
+}
 
-    /// Dials, says Hello and reads the answer.
-    async fn greet(&self) -> Result<(Arc<Link>, Inbound), Ended> {
-        let Io { reader, writer } = self.config.dial.dial(&self.address).await?;
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+impl From<FrameError> for Ended {
+    fn from(error: FrameError) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+/// The way to a worker over whatever carries bytes.
+pub(in crate::plane) struct Frames {
+    /// The worker's address, for logs and errors.
+    pub(in crate::plane) address: String,
+    /// What is dialled.
+    pub(in crate::plane) place: String,
+    pub(in crate::plane) dial: Arc<dyn Dial>,
+    pub(in crate::plane) config: ClientConfig,
+}
+
+#[async_trait]
+impl Reach for Frames {
+    async fn greet(&self) -> Result<Box<dyn client::Session>, Ended> {
+        let Io { reader, writer } = self.dial.dial(&self.place).await?;
         let mut inbound = Inbound::new(reader);
         let mut out = Outbound::new(writer);
         let hello = plane::Hello {
@@ -136,8 +92,18 @@ impl Task {
             Some(Kind::Welcome) => {
                 let welcome: plane::Welcome = frame::message(Kind::Welcome, peer.message)?;
                 info!(worker = %self.address, id = welcome.worker, software = welcome.software, "connected");
-                let unclaimed = Arc::clone(&self.config.unclaimed);
-                Ok((Arc::new(Link::new(out, unclaimed)), inbound))
+                let link = Link::new(
+                    self.address.clone(),
+                    self.config.max_backlog,
+                    out,
+                    Arc::clone(&self.config.unclaimed),
+                );
+                Ok(Box::new(Session {
+                    address: self.address.clone(),
+                    link: Arc::new(link),
+                    inbound,
+                    config: self.config.clone(),
+                }))
             }
             Some(Kind::Reject) => {
                 let error: Error = frame::message(Kind::Reject, peer.message)?;
@@ -149,41 +115,41 @@ impl Task {
             _ => Err(FrameError::NotStator.into()),
         }
     }
+}
 
-    /// Offers the link to the client and reads until the connection ends.
-    async fn serve(&self, link: &Arc<Link>, inbound: Inbound) -> Ended {
-        {
-            let Some(shared) = self.shared.upgrade() else {
-                return Ended::Unused;
-            };
-            *shared.link.lock() = Some(link.clone());
-            shared.state.send_replace(State::Ready);
-        }
-        // Ends the streams also when the task itself is ended.
-        let _end = EndOnDrop {
-            link,
-            shared: &self.shared,
-            address: &self.address,
-            reason: Mutex::new("the client was closed".to_owned()),
-        };
-        let ended = self.read(link, inbound).await;
-        *_end.reason.lock() = ended.to_string();
-        ended
+/// A connection that the worker welcomed.
+struct Session {
+    address: String,
+    link: Arc<Link>,
+    inbound: Inbound,
+    config: ClientConfig,
+}
+
+#[async_trait]
+impl client::Session for Session {
+    fn link(&self) -> Arc<dyn client::Link> {
+        self.link.clone()
     }
 
-    async fn read(&self, link: &Link, mut inbound: Inbound) -> Ended {
-        let mut beat = time::interval(self.config.ping_every);
+    async fn read(mut self: Box<Self>, told: &Told) -> Ended {
+        let Self {
+            address,
+            link,
+            inbound,
+            config,
+        } = &mut *self;
+        let mut beat = time::interval(config.ping_every);
         beat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut beats = 0;
         loop {
-            if let Err(ended) = self.handle(link, &mut inbound.buf) {
+            if let Err(ended) = handle(link, told, address, &mut inbound.buf) {
                 return ended;
             }
             tokio::select! {
                 biased;
                 error = poll_fn(|cx| link.poll_drive(cx)) => return error.into(),
                 _ = beat.tick() => {
-                    if let Err(lost) = inbound.check(self.config.dead_after) {
+                    if let Err(lost) = inbound.check(config.dead_after) {
                         return lost.into();
                     }
                     beats += 1;
@@ -197,66 +163,37 @@ impl Task {
             }
         }
     }
+}
 
-    /// Handles every frame that has arrived in full.
-    fn handle(&self, link: &Link, buf: &mut BytesMut) -> Result<(), Ended> {
-        while let Some(header) = frame::peek(buf, frame::MAX_FRAME)? {
-            let payload = frame::payload(buf, header);
-            match header.kind {
-                Some(Kind::Step) => {
-                    let step: StepDeltas = frame::message(Kind::Step, payload)?;
-                    if let Some(load) = step.load {
-                        self.with(|shared| *shared.load.lock() = load);
-                    }
-                    link.step(step);
+/// Handles every frame that has arrived in full.
+fn handle(link: &Link, told: &Told, address: &str, buf: &mut BytesMut) -> Result<(), Ended> {
+    while let Some(header) = frame::peek(buf, frame::MAX_FRAME)? {
+        let payload = frame::payload(buf, header);
+        match header.kind {
+            Some(Kind::Step) => {
+                let step: StepDeltas = frame::message(Kind::Step, payload)?;
+                if let Some(load) = step.load {
+                    told.load(load);
                 }
-                Some(Kind::Pong) => {
-                    frame::beat(Kind::Pong, payload)?;
-                }
-                Some(Kind::Draining) => {
-                    info!(worker = %self.address, "the worker is draining");
-                    self.with(|shared| drop(shared.state.send_replace(State::Draining)));
-                }
-                Some(Kind::Blob) => link.blob(payload)?,
-                Some(
-                    kind @ (Kind::Hello
-                    | Kind::Welcome
-                    | Kind::Reject
-                    | Kind::Submit
-                    | Kind::Cancel
-                    | Kind::Ping
-                    | Kind::BlobRequest),
-                ) => return Err(FrameError::Unexpected { kind }.into()),
-                None => debug!(worker = %self.address, "skipped a frame of an unknown kind"),
+                link.step(step);
             }
-            frame::skip(buf, header);
+            Some(Kind::Pong) => {
+                frame::beat(Kind::Pong, payload)?;
+            }
+            Some(Kind::Draining) => told.draining(),
+            Some(Kind::Blob) => link.blob(payload)?,
+            Some(
+                kind @ (Kind::Hello
+                | Kind::Welcome
+                | Kind::Reject
+                | Kind::Submit
+                | Kind::Cancel
+                | Kind::Ping
+                | Kind::BlobRequest),
+            ) => return Err(FrameError::Unexpected { kind }.into()),
+            None => debug!(worker = %address, "skipped a frame of an unknown kind"),
         }
-        Ok(())
+        frame::skip(buf, header);
     }
-
-    fn with(&self, f: impl FnOnce(&Shared)) {
-        if let Some(shared) = self.shared.upgrade() {
-            f(&shared);
-        }
-    }
-}
-
-/// Ends all streams of a link, whatever ends its task.
-struct EndOnDrop<'a> {
-    link: &'a Arc<Link>,
-    shared: &'a Weak<Shared>,
-    address: &'a str,
-    reason: Mutex<String>,
-}
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        if let Some(shared) = self.shared.upgrade() {
-            *shared.link.lock() = None;
-        }
-        self.link.end(&PlaneError::Disconnected {
-            address: self.address.to_owned(),
-            reason: std::mem::take(&mut self.reason.lock()),
-        });
-    }
+    Ok(())
 }

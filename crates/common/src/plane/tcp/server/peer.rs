@@ -1,6 +1,6 @@
 //! The task of one connection: greets, reads, and writes what others could not.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use futures::future::poll_fn;
@@ -8,19 +8,19 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{
-    Handler, ServerConfig,
-    connection::{Connection, MAX_BLOBS},
-};
+use super::outlet::{MAX_BLOBS, Outlet};
 use crate::{
     Code,
     drain::Drain,
-    plane::tcp::{
+    plane::{
         SOFTWARE, error,
-        frame::{self, FrameError, Kind},
-        inbound::{Inbound, Lost},
         net::Io,
-        outbound::Outbound,
+        server::{Connection, Handler, ServerConfig},
+        tcp::{
+            frame::{self, FrameError, Kind},
+            inbound::{Inbound, Lost},
+            outbound::Outbound,
+        },
     },
     proto::plane,
 };
@@ -59,7 +59,8 @@ enum Ended {
 
 /// Everything that a connection's task needs beside its socket.
 pub(super) struct Peer {
-    pub(super) address: SocketAddr,
+    /// Who it is, for logs.
+    pub(super) address: String,
     pub(super) config: Arc<ServerConfig>,
     pub(super) drain: Drain,
     pub(super) stop: CancellationToken,
@@ -69,18 +70,25 @@ impl Peer {
     pub(super) async fn run(self, io: Io, handler: Arc<impl Handler>) {
         let Io { reader, writer } = io;
         let mut inbound = Inbound::new(reader);
-        let connection = Arc::new(Connection::new(
-            self.address,
+        let outlet = Arc::new(Outlet::new(
+            self.address.clone(),
             Outbound::new(writer),
             self.config.max_backlog,
         ));
-        let ended = match self.greet(&connection, &mut inbound).await {
+        let ended = match self.greet(&outlet, &mut inbound).await {
             Err(ended) => ended,
             Ok(software) => {
                 info!(peer = %self.address, software, "processor connected");
+                let connection = Arc::new(Connection::new(
+                    self.address.clone(),
+                    outlet.clone(),
+                    outlet.closed.clone(),
+                ));
                 handler.opened(&connection);
-                let ended = self.serve(&connection, &mut inbound, &*handler).await;
-                connection.closed.cancel();
+                let ended = self
+                    .serve((&connection, &outlet), &mut inbound, &*handler)
+                    .await;
+                outlet.closed.cancel();
                 handler.closed(&connection);
                 ended
             }
@@ -91,14 +99,14 @@ impl Peer {
             }
             _ => warn!(peer = %self.address, reason = %ended, "processor gone"),
         }
-        connection.closed.cancel();
+        outlet.closed.cancel();
         // A refusal or the last deltas are worth a moment; a peer that does not read them is not.
-        let _ = time::timeout(FLUSH_WITHIN, poll_fn(|cx| connection.poll_drained(cx))).await;
-        connection.release();
+        let _ = time::timeout(FLUSH_WITHIN, poll_fn(|cx| outlet.poll_drained(cx))).await;
+        outlet.release();
     }
 
     /// Reads the Hello and answers it. Returns what the peer calls itself.
-    async fn greet(&self, connection: &Connection, inbound: &mut Inbound) -> Result<String, Ended> {
+    async fn greet(&self, outlet: &Outlet, inbound: &mut Inbound) -> Result<String, Ended> {
         let hello = inbound.first::<Ended>();
         let header = tokio::select! {
             () = self.stop.cancelled() => return Err(Ended::Stopped),
@@ -111,7 +119,7 @@ impl Peer {
         let peer = frame::introduction(&payload)?;
         if peer.major != frame::MAJOR {
             return Err(self.reject(
-                connection,
+                outlet,
                 Code::Incompatible,
                 format!(
                     "the worker speaks plane version {}.{}, the processor {}.{}: the first numbers must be equal",
@@ -127,7 +135,7 @@ impl Peer {
             // Comparing hashes takes the same time wherever the difference is.
             if blake3::hash(token.as_bytes()) != blake3::hash(&hello.token) {
                 return Err(self.reject(
-                    connection,
+                    outlet,
                     Code::Unauthenticated,
                     "the worker asks for a token, and none or a wrong one was given".to_owned(),
                 ));
@@ -135,7 +143,7 @@ impl Peer {
         }
         if !hello.worker.is_empty() && hello.worker != self.config.worker.0 {
             return Err(self.reject(
-                connection,
+                outlet,
                 Code::NotFound,
                 format!(
                     "worker {} is here, not {}",
@@ -143,7 +151,7 @@ impl Peer {
                 ),
             ));
         }
-        connection.control(|sending| {
+        outlet.control(|sending| {
             frame::put_welcome(
                 &mut sending.out.buf,
                 &plane::Welcome {
@@ -155,8 +163,8 @@ impl Peer {
         Ok(hello.software)
     }
 
-    fn reject(&self, connection: &Connection, code: Code, message: String) -> Ended {
-        connection.control(|sending| {
+    fn reject(&self, outlet: &Outlet, code: Code, message: String) -> Ended {
+        outlet.control(|sending| {
             frame::put_reject(&mut sending.out.buf, &error(code, message.clone()));
         });
         Ended::Refused(message)
@@ -165,7 +173,7 @@ impl Peer {
     /// Reads until the connection ends.
     async fn serve(
         &self,
-        connection: &Arc<Connection>,
+        (connection, outlet): (&Arc<Connection>, &Outlet),
         inbound: &mut Inbound,
         handler: &impl Handler,
     ) -> Ended {
@@ -173,18 +181,23 @@ impl Peer {
         let mut told_draining = false;
         let mut last_stream = 0;
         loop {
-            match self.handle(connection, &mut inbound.buf, handler, &mut last_stream) {
+            match self.handle(
+                (connection, outlet),
+                &mut inbound.buf,
+                handler,
+                &mut last_stream,
+            ) {
                 Ok(()) => {}
                 Err(ended) => return ended,
             }
             tokio::select! {
                 biased;
-                error = poll_fn(|cx| connection.poll_drive(cx)) => return error.into(),
-                () = connection.closed.cancelled() => return Ended::ByUs,
+                error = poll_fn(|cx| outlet.poll_drive(cx)) => return error.into(),
+                () = outlet.closed.cancelled() => return Ended::ByUs,
                 () = self.stop.cancelled() => return Ended::Stopped,
                 () = self.drain.draining(), if !told_draining => {
                     told_draining = true;
-                    connection.control(|sending| frame::put_draining(&mut sending.out.buf));
+                    outlet.control(|sending| frame::put_draining(&mut sending.out.buf));
                 }
                 _ = check.tick() => {
                     if let Err(lost) = inbound.check(self.config.dead_after) {
@@ -201,7 +214,7 @@ impl Peer {
     /// Handles every frame that has arrived in full.
     fn handle(
         &self,
-        connection: &Arc<Connection>,
+        (connection, outlet): (&Arc<Connection>, &Outlet),
         buf: &mut BytesMut,
         handler: &impl Handler,
         last_stream: &mut u32,
@@ -231,7 +244,7 @@ impl Peer {
                 Some(Kind::Cancel) => handler.cancel(connection, frame::cancel(bytes)?),
                 Some(Kind::Ping) => {
                     let number = frame::beat(Kind::Ping, bytes)?;
-                    connection.control(|sending| sending.pong = Some(number));
+                    outlet.control(|sending| sending.pong = Some(number));
                 }
                 Some(Kind::BlobRequest) => {
                     let (number, hash) = frame::blob_request(bytes)?;
@@ -239,7 +252,7 @@ impl Peer {
                     if rest.is_none() {
                         warn!(peer = %connection.peer(), %hash, "asked for a blob that is not here");
                     }
-                    if !connection.answer_blob(number, rest) {
+                    if !outlet.answer_blob(number, rest) {
                         return Err(Ended::TooManyBlobs);
                     }
                 }

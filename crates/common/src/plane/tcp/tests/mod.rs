@@ -14,10 +14,15 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::*;
+use super::frame;
 use crate::{
+    Code,
     drain::{self, Trigger},
-    ids::WorkerId,
+    ids::{BlobHash, WorkerId},
+    plane::{
+        Client, ClientConfig, Connection, DeltaStream, Handler, PlaneError, Server, ServerConfig,
+        ServerHandle, State, delta,
+    },
     proto::worker::{Delta, FinishReason, GenerateRequest, Load},
 };
 
@@ -69,7 +74,7 @@ fn worker_at(address: &str, change: impl FnOnce(&mut ServerConfig)) -> Worker {
     let mut config = ServerConfig::new(WorkerId("w".to_owned()));
     change(&mut config);
     let server = Server::bind(address.parse().unwrap(), config).unwrap();
-    let address = server.local_addr().unwrap().to_string();
+    let address = server.address().unwrap().to_string();
     let (sender, seen) = mpsc::unbounded_channel();
     let probe = Arc::new(Probe {
         seen: sender,

@@ -1,10 +1,8 @@
-//! One processor's connection, as those see it who have outputs for it.
+//! The way out of one connection: frames if the socket is free, else deltas that merge.
 
 use std::{
     collections::VecDeque,
     io,
-    net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
 };
 
@@ -16,10 +14,12 @@ use tracing::warn;
 
 use crate::{
     Code,
-    plane::tcp::{
-        delta,
-        frame::{self, BlobChunk, BlobPart, Kind},
-        outbound::Outbound,
+    plane::{
+        delta, server,
+        tcp::{
+            frame::{self, BlobChunk, BlobPart, Kind},
+            outbound::Outbound,
+        },
     },
     proto::worker::{Delta, Load, StepDeltas},
 };
@@ -30,10 +30,10 @@ const STEP_BYTES: usize = 4 << 20;
 /// Blobs that one peer may have asked for and not yet received.
 pub(super) const MAX_BLOBS: usize = 64;
 
-/// One processor's connection, for whoever has outputs for it.
-pub struct Connection {
-    id: u64,
-    peer: SocketAddr,
+/// The way out of one connection.
+pub(super) struct Outlet {
+    /// For logs.
+    peer: String,
     state: Mutex<Sending>,
     pub(super) closed: CancellationToken,
     max_backlog: usize,
@@ -59,50 +59,9 @@ struct BlobAnswer {
     rest: Option<Bytes>,
 }
 
-impl Connection {
-    pub(super) fn new(peer: SocketAddr, out: Outbound, max_backlog: usize) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            peer,
-            state: Mutex::new(Sending {
-                out,
-                waiting: Vec::new(),
-                index: AHashMap::new(),
-                weight: 0,
-                load: None,
-                pong: None,
-                blobs: VecDeque::new(),
-            }),
-            closed: CancellationToken::new(),
-            max_backlog,
-        }
-    }
-
-    /// Returns a number that no other connection of this process has.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Returns who is at the other end.
-    pub fn peer(&self) -> SocketAddr {
-        self.peer
-    }
-
-    /// Says whether the connection is gone. What is sent to it then is dropped.
-    pub fn is_closed(&self) -> bool {
-        self.closed.is_cancelled()
-    }
-
-    /// Sends the deltas of one engine step, in one frame if the socket is free, else merged with what already
-    /// waits. Never blocks, never fails: a connection that cannot be written to closes. `deltas`
-    /// is emptied; its memory stays the caller's.
-    pub fn send(&self, deltas: &mut Vec<Delta>, load: Option<Load>) {
+impl server::Outlet for Outlet {
+    fn send(&self, deltas: &mut Vec<Delta>, load: Option<Load>) {
         let mut sending = self.state.lock();
-        if self.is_closed() || (deltas.is_empty() && load.is_none()) {
-            deltas.clear();
-            return;
-        }
         if sending.is_idle() {
             let mut step = StepDeltas {
                 deltas: std::mem::take(deltas),
@@ -132,19 +91,28 @@ impl Connection {
         sending.flush();
     }
 
-    /// Sends the load alone.
-    pub fn send_load(&self, load: Load) {
-        self.send(&mut Vec::new(), Some(load));
+    #[cfg(test)]
+    fn waiting_streams(&self) -> usize {
+        self.state.lock().waiting.len()
     }
+}
 
-    /// Ends a stream with an error.
-    pub fn fail(&self, stream: u32, code: Code, message: impl Into<String>) {
-        self.send(&mut vec![delta::failed(stream, code, message)], None);
-    }
-
-    /// Closes the connection, and with it all its streams.
-    pub fn close(&self) {
-        self.closed.cancel();
+impl Outlet {
+    pub(super) fn new(peer: String, out: Outbound, max_backlog: usize) -> Self {
+        Self {
+            peer,
+            state: Mutex::new(Sending {
+                out,
+                waiting: Vec::new(),
+                index: AHashMap::new(),
+                weight: 0,
+                load: None,
+                pong: None,
+                blobs: VecDeque::new(),
+            }),
+            closed: CancellationToken::new(),
+            max_backlog,
+        }
     }
 
     /// Takes a blob that the peer asked for; absent: there is none. Says whether there was room. Sent by the
@@ -162,12 +130,6 @@ impl Connection {
     pub(super) fn release(&self) {
         self.closed.cancel();
         self.state.lock().out.close();
-    }
-
-    /// Returns how many deltas wait because the peer does not read.
-    #[cfg(test)]
-    pub(crate) fn waiting_streams(&self) -> usize {
-        self.state.lock().waiting.len()
     }
 
     /// Sends frames of the connection itself.

@@ -1,6 +1,7 @@
 //! Where the plane's byte streams come from: the only place that makes a TCP socket.
 //!
-//! Everything above works on boxed halves, so that a simulated network or TLS can stand in.
+//! Everything above works on boxed halves, so that whatever carries bytes in order, both ways, can carry
+//! the plane's frames: a [`Dial`] and a [`Listen`] are all that takes.
 
 use std::{io, net::SocketAddr, pin::Pin};
 
@@ -9,6 +10,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
 };
+
+use super::Address;
 
 /// Connections that may wait to be accepted: every processor of a large deployment may
 /// reconnect at once.
@@ -28,18 +31,18 @@ pub struct Io {
 /// Dials.
 #[async_trait]
 pub trait Dial: Send + Sync + 'static {
-    /// Opens a connection to `address` (`host:port`).
-    async fn dial(&self, address: &str) -> io::Result<Io>;
+    /// Opens a connection to `place`, the [`Address::place`] of an address of this kind.
+    async fn dial(&self, place: &str) -> io::Result<Io>;
 }
 
 /// Accepts. Implementations must make `accept` cancel safe.
 #[async_trait]
 pub trait Listen: Send + Sync + 'static {
-    /// Waits for the next connection.
-    async fn accept(&self) -> io::Result<(Io, SocketAddr)>;
+    /// Waits for the next connection. Returns also who it is from, for logs.
+    async fn accept(&self) -> io::Result<(Io, String)>;
 
     /// Returns the address that was bound, with the real port.
-    fn local_addr(&self) -> io::Result<SocketAddr>;
+    fn address(&self) -> io::Result<Address>;
 }
 
 /// The operating system's TCP.
@@ -48,20 +51,20 @@ pub struct Tcp;
 
 #[async_trait]
 impl Dial for Tcp {
-    async fn dial(&self, address: &str) -> io::Result<Io> {
-        split(TcpStream::connect(address).await?)
+    async fn dial(&self, place: &str) -> io::Result<Io> {
+        Ok(split(connect(place).await?))
     }
 }
 
 #[async_trait]
 impl Listen for TcpListener {
-    async fn accept(&self) -> io::Result<(Io, SocketAddr)> {
-        let (stream, peer) = TcpListener::accept(self).await?;
-        Ok((split(stream)?, peer))
+    async fn accept(&self) -> io::Result<(Io, String)> {
+        let (stream, peer) = accept(self).await?;
+        Ok((split(stream), peer.to_string()))
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        TcpListener::local_addr(self)
+    fn address(&self) -> io::Result<Address> {
+        Ok(Address::Tcp(self.local_addr()?.to_string()))
     }
 }
 
@@ -80,13 +83,25 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn split(stream: TcpStream) -> io::Result<Io> {
-    // A step is one small write that nothing follows: Nagle's algorithm would hold it back for
-    // the peer's delayed acknowledgement, up to 40 ms.
+// A step is one small write that nothing follows: Nagle's algorithm would hold it back for the
+// peer's delayed acknowledgement, up to 40 ms. So every socket has TCP_NODELAY.
+
+async fn connect(place: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(place).await?;
     stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, peer) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, peer))
+}
+
+fn split(stream: TcpStream) -> Io {
     let (reader, writer) = stream.into_split();
-    Ok(Io {
+    Io {
         reader: Box::pin(reader),
         writer: Box::pin(writer),
-    })
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Code,
-    plane::tcp::error,
+    plane::error,
     proto::worker::{Delta, FinishReason, TokenLogprobs},
 };
 

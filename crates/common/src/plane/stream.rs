@@ -105,14 +105,14 @@ pub struct DeltaStream {
     /// Keeps the connection open, also when nobody else has the client any more: a worker that drains is
     /// forgotten while it finishes what runs.
     _client: Client,
-    link: Arc<Link>,
+    link: Arc<dyn Link>,
     slot: Arc<Slot>,
     stream: u32,
     finished: bool,
 }
 
 impl DeltaStream {
-    pub(super) fn new(client: Client, link: Arc<Link>, slot: Arc<Slot>, stream: u32) -> Self {
+    pub(super) fn new(client: Client, link: Arc<dyn Link>, slot: Arc<Slot>, stream: u32) -> Self {
         Self {
             _client: client,
             link,

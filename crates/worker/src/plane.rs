@@ -1,0 +1,66 @@
+//! Where the worker takes requests: on which plane, bound to what, and what others are told.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Context;
+use stator_common::{
+    WorkerId,
+    plane::{Address, Server, ServerConfig},
+};
+
+use crate::{
+    config::{Config, ConfigError},
+    network,
+};
+
+/// A request plane that is bound and does not serve yet.
+pub(crate) struct Plane {
+    pub(crate) server: Server,
+    /// With the real port.
+    pub(crate) bound: Address,
+    /// As processors reach it.
+    pub(crate) advertised: Address,
+    /// What `--host` is.
+    pub(crate) ip: IpAddr,
+    /// The host under which others reach this machine.
+    pub(crate) advertised_host: String,
+}
+
+impl Plane {
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// It cannot be bound, or may not be open to others.
+    pub(crate) fn bind(config: &Config, id: &WorkerId) -> anyhow::Result<Self> {
+        let host = network::resolve(&config.host, config.port)
+            .with_context(|| format!("resolve --host {}", config.host))?;
+        if !host.ip().is_loopback() && config.plane_token.is_none() && !config.insecure_plane {
+            return Err(ConfigError::OpenPlane(config.host.clone()).into());
+        }
+        let mut plane = ServerConfig::new(id.clone());
+        plane.token = config
+            .plane_token
+            .as_ref()
+            .map(|token| token.reveal().to_owned());
+        let server = Server::bind(host, plane).with_context(|| format!("listen on {host}"))?;
+        let bound = server.address()?;
+        let advertised_host = match &config.advertise_host {
+            Some(host) => host.trim_matches(['[', ']']).to_owned(),
+            None => network::advertised(host.ip())
+                .context("find this machine's address; name it with --advertise-host")?
+                .to_string(),
+        };
+        let advertised = match bound.place().parse::<SocketAddr>() {
+            Ok(socket) => bound.at(network::join(&advertised_host, socket.port())),
+            // Not a socket: the same place for everybody.
+            Err(_) => bound.clone(),
+        };
+        Ok(Self {
+            server,
+            bound,
+            advertised,
+            ip: host.ip(),
+            advertised_host,
+        })
+    }
+}
