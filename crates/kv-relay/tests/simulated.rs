@@ -4,11 +4,11 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
+use stator_common::{nats::Nats, settings::NatsSettings};
 use stator_engine::{
     Attach, Config, Engine, Launch, Waits,
     kv_events::{Endpoints, Publisher},
 };
-use stator_common::{nats::Nats, settings::NatsSettings};
 use stator_kv_relay::Place;
 use stator_sim::{Handle, Sim};
 use stator_testkit::{nats::NatsServer, ports, vllm, wait::PATIENCE};

@@ -38,7 +38,11 @@ impl NatsServer {
         let mut server = Self {
             port: ports::free_row(1),
             settings: settings.to_owned(),
-            scheme: if settings.contains("tls") { "tls" } else { "nats" },
+            scheme: if settings.contains("tls") {
+                "tls"
+            } else {
+                "nats"
+            },
             folder: tempfile::tempdir().expect("a folder"),
             running: None,
         };
@@ -81,7 +85,9 @@ fn greets(address: SocketAddr) -> bool {
         return false;
     };
     let mut word = [0; 4];
-    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
+    stream
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .is_ok()
         && stream.read_exact(&mut word).is_ok()
         && word == *b"INFO"
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use stator_common::plane::Address;
 use tracing::{info, warn};
 
 use crate::{
@@ -32,6 +33,12 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         "with the plane's token"
     } else {
         "without a token"
+    };
+    let over_nats = matches!(plane.bound, Address::Nats(_));
+    let whom = if over_nats {
+        "whom the NATS server lets in"
+    } else {
+        reach(plane.ip)
     };
     let system = match listeners.system {
         Some(address) => format!(
@@ -80,14 +87,11 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         _ => String::new(),
     };
     info!(
-        "open: requests on {} (told to others as {}) for {}, {asked}, not encrypted{engine}{sides}{relay}{events}; {system}; \
+        "open: requests on {} (told to others as {}) for {whom}, {asked}, not encrypted{engine}{sides}{relay}{events}; {system}; \
          discovery: {}",
-        plane.bound,
-        plane.advertised,
-        reach(plane.ip),
-        listeners.discovery,
+        plane.bound, plane.advertised, listeners.discovery,
     );
-    if !plane.ip.is_loopback() && config.plane_token.is_none() {
+    if !over_nats && !plane.ip.is_loopback() && config.plane_token.is_none() {
         warn!(
             "whoever reaches {} can use the engine; close it with --plane-token-file or --host 127.0.0.1",
             plane.bound

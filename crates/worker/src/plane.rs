@@ -1,14 +1,22 @@
 //! Where the worker takes requests: on which plane, bound to what, and what others are told.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use stator_common::{
     WorkerId,
-    plane::{Address, Server, ServerConfig},
+    nats::Nats,
+    plane::{
+        Address, Server, ServerConfig,
+        nats::{self, Listener},
+    },
 };
 
 use crate::{
+    cli::RequestPlane,
     config::{Config, ConfigError},
     network,
 };
@@ -30,11 +38,13 @@ impl Plane {
     /// Binds the listener.
     ///
     /// # Errors
-    /// It cannot be bound, or may not be open to others.
-    pub(crate) fn bind(config: &Config, id: &WorkerId) -> anyhow::Result<Self> {
+    /// It cannot be bound, or may not be open to others; there is no NATS server.
+    pub(crate) async fn bind(config: &Config, id: &WorkerId, nats: &Nats) -> anyhow::Result<Self> {
         let host = network::resolve(&config.host, config.port)
             .with_context(|| format!("resolve --host {}", config.host))?;
-        if !host.ip().is_loopback() && config.plane_token.is_none() && !config.insecure_plane {
+        let listens = config.request_plane != RequestPlane::Nats;
+        let open = listens && !host.ip().is_loopback();
+        if open && config.plane_token.is_none() && !config.insecure_plane {
             return Err(ConfigError::OpenPlane(config.host.clone()).into());
         }
         let mut plane = ServerConfig::new(id.clone());
@@ -42,7 +52,19 @@ impl Plane {
             .plane_token
             .as_ref()
             .map(|token| token.reveal().to_owned());
-        let server = Server::bind(host, plane).with_context(|| format!("listen on {host}"))?;
+        let server = match config.request_plane {
+            RequestPlane::Tcp => {
+                Server::bind(host, plane).with_context(|| format!("listen on {host}"))?
+            }
+            RequestPlane::Nats => {
+                let subject = nats::subject(&config.namespace, id);
+                let listener = Listener::bind(nats, subject).await;
+                Server::on(
+                    Arc::new(listener.context("take requests over NATS")?),
+                    plane,
+                )
+            }
+        };
         let bound = server.address()?;
         let advertised_host = match &config.advertise_host {
             Some(host) => host.trim_matches(['[', ']']).to_owned(),

@@ -42,9 +42,14 @@ pub(super) fn told(
             Event::Connected => debug!(%servers, "a connection to NATS"),
             Event::LameDuckMode => info!(%servers, "the NATS server is about to stop"),
             Event::SlowConsumer(subscription) => {
-                warn!(subscription, "messages of NATS were dropped: they came faster than they were taken");
+                warn!(
+                    subscription,
+                    "messages of NATS were dropped: they came faster than they were taken"
+                );
             }
-            Event::ServerError(error) => warn!(%servers, %error, "the NATS server refuses something"),
+            Event::ServerError(error) => {
+                warn!(%servers, %error, "the NATS server refuses something")
+            }
             Event::ClientError(error) => debug!(%servers, %error, "no connection to NATS yet"),
             Event::Draining | Event::Closed => {}
         }

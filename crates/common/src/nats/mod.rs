@@ -214,7 +214,10 @@ fn tls(mut options: ConnectOptions, settings: &NatsSettings) -> ConnectOptions {
     if let Some(path) = &settings.tls_ca_cert_path {
         options = options.add_root_certificates(path.clone());
     }
-    match (&settings.tls_client_cert_path, &settings.tls_client_key_path) {
+    match (
+        &settings.tls_client_cert_path,
+        &settings.tls_client_key_path,
+    ) {
         (Some(cert), Some(key)) => options.add_client_certificate(cert.clone(), key.clone()),
         _ => options,
     }

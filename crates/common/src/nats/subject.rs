@@ -20,7 +20,11 @@ pub fn token(text: &str) -> String {
             _ => drop(write!(token, "={byte:02x}")),
         }
     }
-    if token.is_empty() { "=".to_owned() } else { token }
+    if token.is_empty() {
+        "=".to_owned()
+    } else {
+        token
+    }
 }
 
 #[cfg(test)]

@@ -2,13 +2,15 @@
 //!
 //! A processor has a [`Client`] per worker, a worker a [`Server`] with a [`Handler`] behind it. Requests and outputs
 //! are the messages of `proto/stator/worker/v1`; what travels is told in `proto/README.md`. There is one plane so far:
-//! [`tcp`], frames on one connection per processor-worker pair, over whatever [`net`] makes of an [`Address`].
+//! [`tcp`], frames on one connection per processor-worker pair, over whatever [`net`] makes of an [`Address`],
+//! or over the messages of a NATS server ([`nats`]).
 //!
 //! [`delta`] is what coalescing means, [`stream`] where a request's deltas wait for their reader.
 
 mod address;
 mod client;
 pub mod delta;
+pub mod nats;
 pub mod net;
 mod server;
 pub mod stream;

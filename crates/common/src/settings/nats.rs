@@ -145,7 +145,9 @@ pub enum NatsSettingsError {
         "--nats-username and a password (--nats-password-file or NATS_AUTH_PASSWORD) go together: give both or neither"
     )]
     HalfLogin,
-    #[error("--nats-tls-client-cert-path and --nats-tls-client-key-path go together: give both or neither")]
+    #[error(
+        "--nats-tls-client-cert-path and --nats-tls-client-key-path go together: give both or neither"
+    )]
     HalfCertificate,
     #[error("more than one way to log in to NATS: {0}; give one")]
     Logins(String),
@@ -194,8 +196,14 @@ impl NatsSettings {
     fn logins(&self) -> Vec<&'static str> {
         let ways = [
             ("--nats-username", self.username.is_some()),
-            ("a token (--nats-token-file or NATS_AUTH_TOKEN)", self.token.is_some()),
-            ("an NKey (--nats-nkey-file or NATS_AUTH_NKEY)", self.nkey.is_some()),
+            (
+                "a token (--nats-token-file or NATS_AUTH_TOKEN)",
+                self.token.is_some(),
+            ),
+            (
+                "an NKey (--nats-nkey-file or NATS_AUTH_NKEY)",
+                self.nkey.is_some(),
+            ),
             ("--nats-credentials-file", self.credentials_file.is_some()),
         ];
         let given = ways.into_iter().filter(|(_, given)| *given);
@@ -248,11 +256,13 @@ fn check_server(server: &str) -> Result<(), NatsSettingsError> {
 }
 
 fn check_file(flag: &'static str, path: &Path) -> Result<(), NatsSettingsError> {
-    std::fs::File::open(path).map(drop).map_err(|source| NatsSettingsError::File {
-        flag,
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::File::open(path)
+        .map(drop)
+        .map_err(|source| NatsSettingsError::File {
+            flag,
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn is_loopback(server: &str) -> bool {
@@ -270,7 +280,10 @@ fn is_loopback(server: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn complete(mut settings: NatsSettings, variables: &[(&str, &str)]) -> Result<NatsSettings, String> {
+    fn complete(
+        mut settings: NatsSettings,
+        variables: &[(&str, &str)],
+    ) -> Result<NatsSettings, String> {
         let environment = |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| (*value).to_owned())
@@ -297,7 +310,10 @@ mod tests {
         assert!(half.contains("--nats-password-file"), "{half}");
         let both = [("NATS_AUTH_PASSWORD", "p4ss"), ("NATS_AUTH_TOKEN", "t0ken")];
         let two = complete(named, &both).unwrap_err();
-        assert!(two.contains("--nats-token-file") && !two.contains("t0ken"), "{two}");
+        assert!(
+            two.contains("--nats-token-file") && !two.contains("t0ken"),
+            "{two}"
+        );
         let inside = complete(servers("nats://u:p4ss@h:1"), &[]).unwrap_err();
         assert!(!inside.contains("p4ss"), "{inside}");
         let missing = NatsSettings {
@@ -305,12 +321,22 @@ mod tests {
             ..NatsSettings::default()
         };
         let missing = complete(missing, &[]).unwrap_err();
-        assert!(missing.contains("--nats-tls-ca-cert-path /nowhere"), "{missing}");
+        assert!(
+            missing.contains("--nats-tls-ca-cert-path /nowhere"),
+            "{missing}"
+        );
     }
 
     #[test]
     fn an_address_is_one_of_nats() {
-        for text in ["nats://h:1", "tls://h", "h:1", "10.0.0.1", "nats://[::1]:4222", "a:1,b:2"] {
+        for text in [
+            "nats://h:1",
+            "tls://h",
+            "h:1",
+            "10.0.0.1",
+            "nats://[::1]:4222",
+            "a:1,b:2",
+        ] {
             assert!(complete(servers(text), &[]).is_ok(), "{text}");
         }
         for text in ["http://h:1", "nats://", "nats://h:x", "nats://h/path", ""] {

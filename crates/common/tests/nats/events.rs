@@ -7,7 +7,7 @@ use stator_common::events::{
     nats::{Feed, Outlet, advertised},
     plane::{Feed as _, Heard, Outlet as _, PlaneError},
 };
-use stator_testkit::nats::NatsServer;
+use stator_testkit::{nats::NatsServer, wait::PAUSE};
 
 use crate::{link, name};
 
@@ -27,7 +27,10 @@ async fn a_subscriber_hears_its_topics_and_gets_answers_larger_than_a_message() 
     feed.ask(Bytes::from_static(b"what")).await.unwrap();
     let asked = outlet.asked().await.unwrap();
     assert_eq!(asked.question, &b"what"[..]);
-    for answer in [Bytes::from(vec![7; 600_000]), Bytes::from_static(b"and that")] {
+    for answer in [
+        Bytes::from(vec![7; 600_000]),
+        Bytes::from_static(b"and that"),
+    ] {
         outlet.answer(&asked.asker, answer.clone()).await;
         assert_eq!(feed.hear().await.unwrap(), Heard::Answer(answer));
     }
@@ -50,10 +53,14 @@ async fn a_publisher_that_is_not_there_and_a_server_that_goes_are_noticed() {
     };
     let (mut outlet, mut feed) = pair(&server).await;
     let relay = advertised(&name());
-    let mut lonely = Feed::connect(&link(&server), &relay, "kv/a/").await.unwrap();
+    let mut lonely = Feed::connect(&link(&server), &relay, "kv/a/")
+        .await
+        .unwrap();
     lonely.ask(Bytes::new()).await.unwrap();
     let error = lonely.hear().await.unwrap_err();
-    assert!(matches!(&error, PlaneError::Lost { endpoint } if *endpoint == relay.snapshot_endpoint));
+    assert!(
+        matches!(&error, PlaneError::Lost { endpoint } if *endpoint == relay.snapshot_endpoint)
+    );
 
     server.kill();
     assert!(matches!(feed.hear().await, Err(PlaneError::Nats(_))));
@@ -68,11 +75,11 @@ async fn a_publisher_that_is_not_there_and_a_server_that_goes_are_noticed() {
     let asked = loop {
         if let Ok(mut feed) = Feed::connect(&link, &advertised(&name), "kv/a/").await
             && feed.ask(Bytes::from_static(b"still?")).await.is_ok()
-            && let Ok(asked) =
-                tokio::time::timeout(Duration::from_millis(20), outlet.asked()).await
+            && let Ok(asked) = tokio::time::timeout(Duration::from_millis(20), outlet.asked()).await
         {
             break asked.unwrap();
         }
+        tokio::time::sleep(PAUSE).await;
     };
     assert_eq!(asked.question, &b"still?"[..]);
 }

@@ -20,7 +20,10 @@ fn assert_refused(result: Result<(), NatsError>) {
     assert!(matches!(error, NatsError::Login { .. }), "{error}");
     let text = format!("{error} {error:?}");
     assert!(text.contains("--nats-password-file"), "{text}");
-    assert!(!text.contains("s3cret") && !text.contains("wr0ng"), "{text}");
+    assert!(
+        !text.contains("s3cret") && !text.contains("wr0ng"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -134,5 +137,8 @@ async fn a_server_that_is_not_there_or_allows_too_little_is_named_with_the_flag(
     assert!(little.contains("max_payload"), "{little}");
     server.kill();
     let none = connect(settings(&server)).await.unwrap_err().to_string();
-    assert!(none.contains("--nats-server") && none.contains(&server.url()), "{none}");
+    assert!(
+        none.contains("--nats-server") && none.contains(&server.url()),
+        "{none}"
+    );
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
-use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret, Variables, duration};
+use stator_common::settings::{
+    DiscoveryBackend, EtcdSettings, NatsSettings, Secret, Variables, duration,
+};
 
 use super::{ConditionalMode, ConfigError, ReasoningField, SessionAffinity};
 use crate::pool::RouterMode;
@@ -199,6 +201,11 @@ pub struct Settings {
     #[command(flatten)]
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     etcd: EtcdSettings,
+
+    /// How the NATS server is reached, by which some workers may be.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    nats: NatsSettings,
 
     /// How a worker is chosen for a request: round-robin, random, least-loaded, kv (by what each worker's KV cache
     /// holds, and by load), approx (the same, guessed from what each was sent lately) or direct (the one that

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-pub use stator_common::settings::{DiscoveryBackend, EtcdSettings, Secret};
+pub use stator_common::settings::{DiscoveryBackend, EtcdSettings, NatsSettings, Secret};
 
 use stator_router::{Bounds, Conditional, DECODING};
 
@@ -76,6 +76,9 @@ pub struct Config {
     /// How etcd is reached.
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     pub etcd: EtcdSettings,
+    /// How the NATS server is reached, by which some workers may be. It is not needed before one is.
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    pub nats: NatsSettings,
     /// How a worker is chosen. Default `round-robin`.
     pub router_mode: RouterMode,
     /// With kv and approx: how freely dearer workers are chosen, as a share of the prompt by which a worker may be
@@ -135,6 +138,7 @@ impl Default for Config {
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
             etcd: EtcdSettings::default(),
+            nats: NatsSettings::default(),
             router_mode: RouterMode::RoundRobin,
             router_temperature: 0.0,
             router_decode_weight: DECODING,

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use metrics::Counter;
 use stator_common::card::{self, Card, Role};
 use stator_common::discovery::{Event, Watch};
+use stator_common::nats::Nats;
 use stator_common::plane::{Client, ClientConfig};
 use stator_common::{BlobHash, WorkerId};
 use tokio::task::{AbortHandle, JoinSet};
@@ -43,6 +44,7 @@ pub struct Registry {
     refused: HashMap<WorkerId, Refused>,
     loads: JoinSet<Loaded>,
     following: Following,
+    nats: Nats,
 }
 
 /// The workers of one model.
@@ -76,7 +78,8 @@ struct Loaded {
 impl Registry {
     /// Returns a registry that publishes into `models`.
     pub fn new(models: Arc<Models>, metrics: Arc<Metrics>, config: Arc<Config>) -> Self {
-        let following = Following::new(config.router_mode);
+        let nats = Nats::new(config.nats.clone(), "stator-processor");
+        let following = Following::new(config.router_mode, nats.clone());
         Self {
             refusals: metrics.workers_refused(),
             models,
@@ -86,6 +89,7 @@ impl Registry {
             refused: HashMap::new(),
             loads: JoinSet::new(),
             following,
+            nats,
         }
     }
 
@@ -162,7 +166,13 @@ impl Registry {
         match self.groups.entry(id) {
             Entry::Occupied(mut group) => {
                 let group = group.get_mut();
-                let worker = join(&group.fleet, card, &self.config, &self.following);
+                let worker = join(
+                    &group.fleet,
+                    card,
+                    &self.config,
+                    &self.following,
+                    &self.nats,
+                );
                 group.workers.push(worker);
             }
             Entry::Vacant(entry) => {
@@ -175,7 +185,13 @@ impl Registry {
                     rand::random(),
                     metrics.clone(),
                 ));
-                let worker = join(&fleet, Arc::clone(&card), &self.config, &self.following);
+                let worker = join(
+                    &fleet,
+                    Arc::clone(&card),
+                    &self.config,
+                    &self.following,
+                    &self.nats,
+                );
                 let fingerprint = card.model.fingerprint();
                 let load = load(
                     entry.key(),
@@ -339,13 +355,20 @@ fn unused(group: &Group, reason: &str) -> impl Iterator<Item = Unused> {
 }
 
 /// Connects to a worker and adds it to a fleet.
-fn join(fleet: &Fleet, card: Arc<Card>, config: &Config, following: &Following) -> Arc<Worker> {
+fn join(
+    fleet: &Fleet,
+    card: Arc<Card>,
+    config: &Config,
+    following: &Following,
+    nats: &Nats,
+) -> Arc<Worker> {
     let token = config.plane_token.as_ref();
     let handoff = card.handoff.as_ref();
     let protocol = handoff.map(|handoff| handoff.protocol).unwrap_or_default();
     let client = ClientConfig {
         worker: Some(card.worker.clone()),
         token: token.map(|token| token.reveal().to_owned()),
+        nats: nats.clone(),
         unclaimed: fleet.unclaimed(protocol),
         ..ClientConfig::default()
     };

@@ -6,7 +6,7 @@ use clap::{ValueEnum, builder::BoolishValueParser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     card::{Endpoint, Role},
-    settings::{DiscoveryBackend, EtcdSettings, duration},
+    settings::{DiscoveryBackend, EtcdSettings, EventPlane, NatsSettings, duration},
 };
 use stator_engine::handoff::ShortName;
 
@@ -102,11 +102,16 @@ pub struct Settings {
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     pub etcd: EtcdSettings,
 
-    /// How requests come [default: tcp].
+    /// How the NATS server is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    pub nats: NatsSettings,
+
+    /// How requests come: straight (tcp), or over a NATS server [default: tcp].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
     pub request_plane: Option<RequestPlane>,
 
-    /// How events about KV go: zmq is the one there is [default: zmq].
+    /// How events about KV go: straight (zmq), or over a NATS server [default: zmq].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
     pub event_plane: Option<EventPlane>,
 
@@ -128,7 +133,7 @@ pub struct Settings {
           value_parser = BoolishValueParser::new(), help_heading = "KV events")]
     pub enable_kv_events: Option<bool>,
 
-    /// What carries KV events: zmq is the one there is [default: zmq].
+    /// The same as --event-plane, in Dynamo's words.
     #[arg(long, value_name = "PLANE", help_heading = "KV events")]
     pub kv_events_publisher_type: Option<EventPlane>,
 
@@ -254,6 +259,8 @@ pub struct Settings {
 pub enum RequestPlane {
     /// One multiplexed connection per processor (`proto/README.md`).
     Tcp,
+    /// The same over a NATS server.
+    Nats,
 }
 
 /// Who tells what engines cache.
@@ -266,16 +273,6 @@ pub enum KvRelay {
     Node,
     /// This worker.
     Embedded,
-}
-
-/// How events go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EventPlane {
-    /// Straight from process to process.
-    Zmq,
-    /// Over a NATS server.
-    Nats,
 }
 
 /// What kind of worker is meant, in Dynamo's words.

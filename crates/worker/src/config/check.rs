@@ -5,7 +5,7 @@ use stator_engine::flags::Given;
 
 use super::{Config, ConfigError};
 use crate::{
-    cli::{EngineKind, EventPlane},
+    cli::{EngineKind, RequestPlane},
     launch,
 };
 
@@ -20,11 +20,12 @@ pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     check_role(config, role)?;
     config.transfer(role)?;
     config.handoff(role)?;
-    if config.event_plane == EventPlane::Nats {
-        return Err(ConfigError::Nats("event-plane"));
-    }
-    if config.kv_events_publisher_type == EventPlane::Nats {
-        return Err(ConfigError::Nats("kv-events-publisher-type"));
+    if config.request_plane == RequestPlane::Nats
+        && !config.nats.is_closed()
+        && config.plane_token.is_none()
+        && !config.insecure_plane
+    {
+        return Err(ConfigError::OpenNats(config.nats.servers().join(",")));
     }
     config.kv_events()?;
     if let Some(address) = &config.kv_relay_address {
@@ -97,7 +98,7 @@ fn check_headless(config: &Config) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::{super::load::tests::loaded, *};
-    use crate::cli::KvRelay;
+    use crate::cli::{EventPlane, KvRelay};
 
     #[test]
     fn a_role_without_a_hand_off_is_told_the_flag_that_works() {
@@ -186,7 +187,6 @@ mod tests {
             ..config(node)
         };
         assert!(check(&kept, Role::Agg).is_err());
-        assert!(loaded("stator-agg /m --engine sim --event-plane nats", &[]).is_err());
     }
 
     #[test]
@@ -195,7 +195,6 @@ mod tests {
         for given in [
             "--kv-events-config {\"enable_kv_cache_events\":false}",
             "--kv-events-config {\"enable_kv_cache_events\":true,\"endpoint\":\"tcp://h:1\"}",
-            "--kv-events-publisher-type nats",
             "--kv-relay-address nowhere",
         ] {
             let error = loaded(&format!("{relay} {given}"), &[]).unwrap_err();
@@ -208,6 +207,25 @@ mod tests {
         );
         let off = "stator-agg /m --engine sim --enable-kv-events --kv-events-publisher-type zmq";
         assert!(loaded(off, &[]).unwrap().enable_kv_events);
+        assert_eq!(named.event_plane(), EventPlane::Zmq);
+        for flag in ["--event-plane", "--kv-events-publisher-type"] {
+            let over = loaded(&format!("{relay} {flag} nats"), &[]).unwrap();
+            assert_eq!(over.event_plane(), EventPlane::Nats);
+        }
+    }
+
+    #[test]
+    fn a_nats_server_of_others_wants_a_login_or_a_token() {
+        let line = "stator-agg /m --engine sim --request-plane nats";
+        assert!(loaded(line, &[]).is_ok());
+        let set = ("NATS_SERVER", "nats://nats.prod:4222");
+        let error = loaded(line, &[set]).unwrap_err().to_string();
+        assert!(error.contains("--plane-token-file"), "{error}");
+        for secret in ["STATOR_PLANE_TOKEN", "NATS_AUTH_TOKEN"] {
+            let config = loaded(line, &[set, (secret, "s3cret")]).unwrap();
+            assert!(!format!("{config:?}").contains("s3cret"));
+        }
+        assert!(loaded("stator-agg /m --engine sim", &[set]).is_ok());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
-pub use stator_common::settings::{EtcdSettings, Secret};
+pub use stator_common::settings::{EtcdSettings, NatsSettings, Secret};
 
 use stator_engine::{
     handoff::{HandOff, ShortName, TransferConfig},
@@ -59,6 +59,9 @@ pub struct Config {
     /// How etcd is reached.
     #[serde(skip_serializing_if = "EtcdSettings::is_empty")]
     pub etcd: EtcdSettings,
+    /// How the NATS server is reached.
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    pub nats: NatsSettings,
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
@@ -159,6 +162,7 @@ impl Default for Config {
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,
             etcd: EtcdSettings::default(),
+            nats: NatsSettings::default(),
             request_plane: RequestPlane::Tcp,
             event_plane: EventPlane::Zmq,
             kv_relay: KvRelay::Off,
@@ -290,6 +294,14 @@ impl Config {
                 .to_owned()
             }),
             endpoint: self.endpoint_name.clone(),
+        }
+    }
+
+    /// Returns how news of KV caches goes: over NATS if either name of the setting says so.
+    pub fn event_plane(&self) -> EventPlane {
+        match (self.event_plane, self.kv_events_publisher_type) {
+            (EventPlane::Zmq, EventPlane::Zmq) => EventPlane::Zmq,
+            (EventPlane::Nats, _) | (_, EventPlane::Nats) => EventPlane::Nats,
         }
     }
 

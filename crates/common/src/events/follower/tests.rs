@@ -10,6 +10,7 @@ use crate::{
         view::Medium,
         zmq::Outlet,
     },
+    nats::Nats,
     proto::kv,
 };
 

@@ -16,13 +16,14 @@ use tracing::warn;
 
 use super::{
     Address, DEAD_AFTER, PING_EVERY, PlaneError,
-    net::Tcp,
+    net::{Dial, Tcp},
     stream::{DeltaStream, Slot},
     tcp::{self, frame},
 };
 use crate::{
     Code,
     ids::{BlobHash, WorkerId},
+    nats::Nats,
     proto::worker::{Delta, GenerateRequest, Load},
 };
 pub(super) use streams::Streams;
@@ -43,6 +44,8 @@ pub struct ClientConfig {
     pub dead_after: Duration,
     /// Seed of the back-off's jitter; default random.
     pub seed: u64,
+    /// The link for workers that are reached by NATS; default to where a server is by default.
+    pub nats: Nats,
     /// Takes deltas that carry `kv_transfer_params` and that nobody will read, since their stream was
     /// cancelled: an engine keeps that KV until somebody gives it back. Default: they are dropped.
     pub unclaimed: Unclaimed,
@@ -61,6 +64,7 @@ impl Default for ClientConfig {
             ping_every: PING_EVERY,
             dead_after: DEAD_AFTER,
             seed: rand::random(),
+            nats: Nats::default(),
             unclaimed: Arc::new(drop),
         }
     }
@@ -97,9 +101,10 @@ pub(super) trait Link: Send + Sync {
 /// Why there is none: nothing will change that.
 fn reach(address: &str, config: ClientConfig) -> Result<Box<dyn Reach>, String> {
     let parsed: Address = address.parse().map_err(|error| format!("{error}"))?;
-    let dial = match &parsed {
+    let dial: Arc<dyn Dial> = match &parsed {
         Address::Tcp(_) => Arc::new(Tcp),
-        Address::Tls(_) | Address::Http(_) | Address::Https(_) | Address::Nats(_) => {
+        Address::Nats(_) => Arc::new(config.nats.clone()),
+        Address::Tls(_) | Address::Http(_) | Address::Https(_) => {
             return Err(format!("this processor has no way to {address}"));
         }
     };

@@ -225,7 +225,10 @@ async fn accept(connection: &Connection, message: Message) -> Result<(Io, String
         // So that who dialled can say which version it meets.
         Err(PipeError::Version { theirs }) => {
             if let Some(to) = message.reply {
-                Half::new(connection.clone()).await?.introduce(to, false).await?;
+                Half::new(connection.clone())
+                    .await?
+                    .introduce(to, false)
+                    .await?;
             }
             return Err(PipeError::Version { theirs });
         }
@@ -251,4 +254,3 @@ impl Listen for Listener {
         Ok(Address::Nats(self.subject.clone()))
     }
 }
-

@@ -123,8 +123,10 @@ struct Inbox {
     held: u64,
     /// Bytes that were read of the front one.
     begun: u64,
-    /// Nothing more comes: the peer closed it, or why it broke.
-    ended: Option<Result<(), Broken>>,
+    /// The peer writes nothing more. It may still read.
+    closed: bool,
+    /// Why nothing more comes or goes.
+    broken: Option<Broken>,
 }
 
 /// What leaves.
@@ -177,7 +179,8 @@ pub(super) fn pipe(connection: &Connection, ends: Ends) -> (ReadHalf, WriteHalf)
             waiting: VecDeque::new(),
             held: 0,
             begun: 0,
-            ended: None,
+            closed: false,
+            broken: None,
         }),
         outbox: Mutex::new(Outbox {
             client: connection.client().clone(),
@@ -200,24 +203,26 @@ impl Pipe {
     /// Takes in what has arrived, until nothing is there. Both halves are woken when more is.
     fn take_in(&self, inbox: &mut Inbox) {
         let mut cx = Context::from_waker(&self.waker);
-        while inbox.ended.is_none() {
+        while inbox.broken.is_none() {
             match Pin::new(&mut inbox.messages).poll_next(&mut cx) {
                 Poll::Ready(Some(message)) => {
-                    if let Err(broken) = self.take(inbox, message) {
-                        inbox.ended = Some(Err(broken));
-                    }
+                    inbox.broken = self.take(inbox, message).err();
                 }
-                Poll::Ready(None) => inbox.ended = Some(Err(Broken::Server)),
+                Poll::Ready(None) => inbox.broken = Some(Broken::Server),
                 Poll::Pending => break,
             }
         }
-        if inbox.ended.is_none() && inbox.over.as_mut().poll(&mut cx).is_ready() {
-            inbox.ended = Some(Err(Broken::Server));
+        if inbox.broken.is_none() && inbox.over.as_mut().poll(&mut cx).is_ready() {
+            inbox.broken = Some(Broken::Server);
         }
-        while inbox.ended.is_none() && inbox.probe.as_mut().poll(&mut cx).is_ready() {
+        while inbox.broken.is_none() && inbox.probe.as_mut().poll(&mut cx).is_ready() {
             inbox.probe.as_mut().reset(Instant::now() + PROBE_EVERY);
             if !std::mem::take(&mut inbox.heard) {
-                self.outbox.lock().probe(&mut cx, &self.read);
+                // One that does not leave now is made up for by the next.
+                let _ = self
+                    .outbox
+                    .lock()
+                    .poll_send(&mut cx, &self.read, Kind::Probe);
             }
         }
     }
@@ -247,10 +252,11 @@ impl Pipe {
             if inbox.held > WINDOW.into() {
                 return Err(Broken::Overrun);
             }
+            if inbox.closed {
+                return Err(Broken::Malformed);
+            }
         }
-        if packet.last {
-            inbox.ended = Some(Ok(()));
-        }
+        inbox.closed |= packet.last;
         Ok(())
     }
 
@@ -296,20 +302,13 @@ impl Outbox {
         self.closed |= last;
         Poll::Ready(Ok(()))
     }
-
-    /// Asks for the peer. The server answers if there is none.
-    fn probe(&mut self, cx: &mut Context<'_>, read: &AtomicU64) {
-        if !self.closed {
-            // One that does not leave now is made up for by the next.
-            let _ = self.poll_send(cx, read, Kind::Probe);
-        }
-    }
 }
 
 enum Kind<'a> {
     Data(&'a [u8]),
     /// Tells what was read, and nothing else.
     Read,
+    /// Asks for the peer: the server answers if there is none.
     Probe,
     Close,
 }
@@ -343,7 +342,7 @@ impl AsyncRead for ReadHalf {
         let read = pipe.read.fetch_add(read, Ordering::Relaxed) + read;
         // The lock of the inbox is held, so that nobody else tells it meanwhile.
         let mut outbox = pipe.outbox.lock();
-        if read - outbox.told >= u64::from(WINDOW) / 2 && !outbox.closed {
+        if read - outbox.told >= u64::from(WINDOW) / 2 {
             // If it does not leave now, both halves are woken when it can, and the first to come tells it.
             let mut cx = Context::from_waker(&pipe.waker);
             if let Poll::Ready(sent) = outbox.poll_send(&mut cx, &pipe.read, Kind::Read) {
@@ -353,9 +352,9 @@ impl AsyncRead for ReadHalf {
         if buf.filled().len() > before || buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        match &inbox.ended {
-            Some(Ok(())) => Poll::Ready(Ok(())),
-            Some(Err(broken)) => Poll::Ready(Err(broken.clone().into())),
+        match &inbox.broken {
+            _ if inbox.closed => Poll::Ready(Ok(())),
+            Some(broken) => Poll::Ready(Err(broken.clone().into())),
             None => Poll::Pending,
         }
     }
@@ -379,7 +378,7 @@ impl AsyncWrite for WriteHalf {
             drop(outbox);
             let mut inbox = pipe.inbox.lock();
             pipe.take_in(&mut inbox);
-            if let Some(Err(broken)) = &inbox.ended {
+            if let Some(broken) = &inbox.broken {
                 return Poll::Ready(Err(broken.clone().into()));
             }
             drop(inbox);
