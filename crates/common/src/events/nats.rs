@@ -55,6 +55,8 @@ impl Outlet {
         let relay = advertised(name);
         let connection = nats.connection().await?;
         let questions = subscribe(&connection, subject_of(&relay.snapshot_endpoint)?).await?;
+        // Who asks from now on finds it.
+        connection.settle().await?;
         Ok(Self {
             connection,
             news: subject_of(&relay.endpoint)?.to_owned(),

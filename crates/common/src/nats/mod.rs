@@ -20,6 +20,8 @@ use std::{
 };
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, connection::State};
+use bytes::Bytes;
+use futures::StreamExt;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -172,6 +174,23 @@ impl Connection {
             State::Connected if !life.is_cancelled() => Ok(life),
             _ => Err(self.lost()),
         }
+    }
+
+    /// Waits until the server has taken in what was sent before, such as a subscription. Nothing else says so: the
+    /// library's flush ends at the socket.
+    ///
+    /// # Errors
+    /// [`NatsError::Lost`].
+    pub(crate) async fn settle(&self) -> Result<(), NatsError> {
+        let life = self.life()?;
+        let echo = subject::fresh("echo");
+        let echoed = async {
+            let mut heard = self.client.subscribe(echo.clone()).await.ok()?;
+            self.client.publish(echo, Bytes::new()).await.ok()?;
+            heard.next().await
+        };
+        let echoed = life.run_until_cancelled(echoed).await.flatten();
+        echoed.map(drop).ok_or_else(|| self.lost())
     }
 
     /// Returns the addresses of the server.

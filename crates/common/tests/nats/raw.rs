@@ -5,6 +5,14 @@ use bytes::Bytes;
 use futures::StreamExt;
 use stator_testkit::nats::NatsServer;
 
+/// Waits until the server has taken in what was sent before.
+async fn settle(client: &Client) {
+    let echo = client.new_inbox();
+    let mut echoes = client.subscribe(echo.clone()).await.unwrap();
+    client.publish(echo, Bytes::new()).await.unwrap();
+    echoes.next().await.unwrap();
+}
+
 /// A worker's end of one pipe.
 pub(crate) struct Raw {
     client: Client,
@@ -22,7 +30,7 @@ impl Door {
     pub(crate) async fn open(server: &NatsServer, subject: &str) -> Self {
         let client = async_nats::connect(server.url()).await.unwrap();
         let openings = client.subscribe(subject.to_owned()).await.unwrap();
-        client.flush().await.unwrap();
+        settle(&client).await;
         Self { client, openings }
     }
 
@@ -71,6 +79,6 @@ impl Raw {
     /// Stops listening, as when its process is killed.
     pub(crate) async fn vanish(&mut self) {
         self.messages = None;
-        self.client.flush().await.unwrap();
+        settle(&self.client).await;
     }
 }

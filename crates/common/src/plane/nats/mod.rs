@@ -187,8 +187,8 @@ impl Listener {
         let connection = nats.connection().await.map_err(PipeError::from)?;
         let openings = connection.client().subscribe(subject.clone()).await;
         let openings = openings.map_err(library)?;
-        // A subscription that has not reached the server would miss who dials at once.
-        connection.client().flush().await.map_err(library)?;
+        // Who dials from now on finds it.
+        connection.settle().await.map_err(PipeError::from)?;
         let (accepted, pipes) = mpsc::channel(BACKLOG);
         let stop = CancellationToken::new();
         let answered = answer(connection, openings, accepted);
