@@ -60,6 +60,47 @@ impl Code {
         }
     }
 
+    /// Returns the status that a gRPC client sees.
+    pub fn grpc_code(self) -> tonic::Code {
+        match self {
+            Code::InvalidRequest => tonic::Code::InvalidArgument,
+            Code::Unauthenticated => tonic::Code::Unauthenticated,
+            Code::NotFound => tonic::Code::NotFound,
+            Code::TooLarge => tonic::Code::OutOfRange,
+            Code::Overloaded => tonic::Code::ResourceExhausted,
+            Code::Cancelled => tonic::Code::Cancelled,
+            Code::Internal => tonic::Code::Internal,
+            Code::Incompatible => tonic::Code::FailedPrecondition,
+            // Clients of gRPC repeat these by themselves, as they should.
+            Code::Unavailable | Code::Draining | Code::EngineDead | Code::Disconnected => {
+                tonic::Code::Unavailable
+            }
+            Code::HandoffFailed => tonic::Code::Aborted,
+            Code::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+        }
+    }
+
+    /// Returns what a gRPC status means that does not say its code in our words: it comes from something between
+    /// the processor and the worker, or from the library.
+    pub fn from_grpc(code: tonic::Code) -> Self {
+        match code {
+            tonic::Code::InvalidArgument | tonic::Code::AlreadyExists => Code::InvalidRequest,
+            tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => Code::Unauthenticated,
+            tonic::Code::NotFound => Code::NotFound,
+            tonic::Code::OutOfRange => Code::TooLarge,
+            tonic::Code::ResourceExhausted => Code::Overloaded,
+            tonic::Code::Cancelled => Code::Cancelled,
+            tonic::Code::FailedPrecondition | tonic::Code::Unimplemented => Code::Incompatible,
+            tonic::Code::Unavailable => Code::Unavailable,
+            tonic::Code::Aborted => Code::HandoffFailed,
+            tonic::Code::DeadlineExceeded => Code::DeadlineExceeded,
+            tonic::Code::Ok
+            | tonic::Code::Unknown
+            | tonic::Code::Internal
+            | tonic::Code::DataLoss => Code::Internal,
+        }
+    }
+
     /// Returns the `error.type` of the OpenAI error body.
     pub fn openai_type(self) -> &'static str {
         match self {

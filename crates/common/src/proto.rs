@@ -6,6 +6,9 @@ pub mod worker {
     include!(concat!(env!("OUT_DIR"), "/stator.worker.v1.rs"));
 }
 
+/// All of it, encoded, for whoever asks a gRPC server what it can do.
+pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stator.bin"));
+
 /// How the ends of a tcp plane connection introduce themselves (`proto/stator/plane/v1`).
 pub mod plane {
     #![allow(clippy::all, missing_docs, unreachable_pub)]

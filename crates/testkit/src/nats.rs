@@ -55,6 +55,11 @@ impl NatsServer {
         format!("{}://localhost:{}", self.scheme, self.port)
     }
 
+    /// Returns the port that it listens on, on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Ends it at once, as when a machine is lost.
     pub fn kill(&mut self) {
         self.running = None;

@@ -53,9 +53,7 @@ impl Plane {
             .as_ref()
             .map(|token| token.reveal().to_owned());
         let server = match config.request_plane {
-            RequestPlane::Tcp => {
-                Server::bind(host, plane).with_context(|| format!("listen on {host}"))?
-            }
+            RequestPlane::Tcp => Server::bind(host, plane).context("--request-plane")?,
             RequestPlane::Nats => {
                 let subject = nats::subject(&config.namespace, id);
                 let listener = Listener::bind(nats, subject).await;

@@ -1,26 +1,28 @@
 //! How requests reach workers and outputs come back, whatever carries them.
 //!
 //! A processor has a [`Client`] per worker, a worker a [`Server`] with a [`Handler`] behind it. Requests and outputs
-//! are the messages of `proto/stator/worker/v1`; what travels is told in `proto/README.md`. There is one plane so far:
-//! [`tcp`], frames on one connection per processor-worker pair, over whatever [`net`] makes of an [`Address`],
-//! or over the messages of a NATS server ([`nats`]).
+//! are the messages of `proto/stator/worker/v1`; what travels is told in `proto/README.md`. Two planes carry it,
+//! both over whatever [`net`] makes of an [`Address`]: [`tcp`], frames on one connection per processor-worker pair, and
+//! `http`, gRPC for everybody. What carries the frames may also be the messages of a NATS server ([`nats`]).
 //!
 //! [`delta`] is what coalescing means, [`stream`] where a request's deltas wait for their reader.
 
 mod address;
 mod client;
 pub mod delta;
+mod http;
 pub mod nats;
 pub mod net;
 mod server;
 pub mod stream;
 pub mod tcp;
+mod tls;
 
 use std::time::Duration;
 
 pub use address::{Address, AddressError};
 pub use client::{Client, ClientConfig, State, Unclaimed};
-pub use server::{Connection, Handler, Server, ServerConfig, ServerHandle};
+pub use server::{BindError, Connection, Handler, Server, ServerConfig, ServerHandle};
 pub use stream::DeltaStream;
 
 use crate::{Code, ids::BlobHash, proto::worker};
@@ -98,3 +100,6 @@ pub(crate) fn error(code: Code, message: impl Into<String>) -> worker::Error {
         untouched: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,13 +86,13 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 // A step is one small write that nothing follows: Nagle's algorithm would hold it back for the
 // peer's delayed acknowledgement, up to 40 ms. So every socket has TCP_NODELAY.
 
-async fn connect(place: &str) -> io::Result<TcpStream> {
+pub(super) async fn connect(place: &str) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(place).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+pub(super) async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
     Ok((stream, peer))

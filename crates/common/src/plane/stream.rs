@@ -2,7 +2,10 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -23,11 +26,14 @@ pub(super) const MAX_WAITING: usize = 16 << 20;
 #[derive(Default)]
 pub(super) struct Slot {
     state: Mutex<SlotState>,
+    /// Where the bytes are counted that wait in several slots.
+    total: Option<Arc<AtomicUsize>>,
 }
 
 #[derive(Default)]
 struct SlotState {
     waiting: Option<Delta>,
+    /// About how many bytes wait, not counting the first delta.
     weight: usize,
     waker: Option<Waker>,
 }
@@ -43,6 +49,14 @@ pub(super) enum After {
 }
 
 impl Slot {
+    /// Returns a slot whose bytes count in `total` as well.
+    pub(super) fn counted(total: Arc<AtomicUsize>) -> Self {
+        Self {
+            state: Mutex::default(),
+            total: Some(total),
+        }
+    }
+
     /// Leaves a delta for the reader. Never blocks.
     pub(super) fn put(&self, delta: Delta) -> After {
         let mut after = if delta::is_last(&delta) {
@@ -54,7 +68,6 @@ impl Slot {
         match &mut state.waiting {
             None => {
                 // The common case of a reader that keeps up: nothing to add up.
-                state.weight = 0;
                 state.waiting = Some(delta);
             }
             Some(waiting) => {
@@ -62,6 +75,9 @@ impl Slot {
                 let more = delta::weight(&delta);
                 delta::merge(waiting, delta);
                 state.weight += more;
+                if let Some(total) = &self.total {
+                    total.fetch_add(more, Ordering::Relaxed);
+                }
                 if state.weight > MAX_WAITING && after == After::Open {
                     state.waiting = Some(delta::failed(
                         stream,
@@ -84,12 +100,37 @@ impl Slot {
 
     /// Takes what waits, for a stream that has no reader any more.
     pub(super) fn take(&self) -> Option<Delta> {
-        self.state.lock().waiting.take()
+        self.empty(&mut self.state.lock())
     }
 
-    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Delta> {
+    /// Takes what waits if it is a refusal: the error of a request that nothing has come of.
+    pub(super) fn take_refusal(&self) -> Option<Delta> {
         let mut state = self.state.lock();
-        if let Some(delta) = state.waiting.take() {
+        let is_refusal = |delta: &Delta| delta.error.is_some() && delta.tokens.is_empty();
+        if !state.waiting.as_ref().is_some_and(is_refusal) {
+            return None;
+        }
+        self.empty(&mut state)
+    }
+
+    /// Says whether something lies in it.
+    #[cfg(test)]
+    pub(super) fn is_waiting(&self) -> bool {
+        self.state.lock().waiting.is_some()
+    }
+
+    fn empty(&self, state: &mut SlotState) -> Option<Delta> {
+        let weight = std::mem::take(&mut state.weight);
+        if let Some(total) = &self.total {
+            total.fetch_sub(weight, Ordering::Relaxed);
+        }
+        state.waiting.take()
+    }
+
+    /// Takes what waits as soon as there is something.
+    pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Delta> {
+        let mut state = self.state.lock();
+        if let Some(delta) = self.empty(&mut state) {
             return Poll::Ready(delta);
         }
         match &mut state.waker {

@@ -2,7 +2,10 @@
 //!
 //! Each field has a flag and a variable; secrets have a file and a variable, never a flag of their own.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use async_nats::ServerAddr;
 use serde::{Deserialize, Serialize};
@@ -177,6 +180,34 @@ impl NatsSettings {
         self.token = secret::read(self.token_file.as_deref(), TOKEN, &environment)?;
         self.nkey = secret::read(self.nkey_file.as_deref(), NKEY, &environment)?;
         self.check()
+    }
+
+    /// Returns the flags that say the same on another command line. Secrets are not among them, only their files.
+    pub fn flags(&self) -> Vec<(&'static str, OsString)> {
+        let server = (!self.server.is_empty()).then(|| self.server.join(",").into());
+        let name = self.username.as_ref().map(OsString::from);
+        let path = |path: &Option<PathBuf>| path.clone().map(PathBuf::into_os_string);
+        let flags = [
+            ("--nats-server", server),
+            ("--nats-username", name),
+            ("--nats-password-file", path(&self.password_file)),
+            ("--nats-token-file", path(&self.token_file)),
+            ("--nats-nkey-file", path(&self.nkey_file)),
+            ("--nats-credentials-file", path(&self.credentials_file)),
+            ("--nats-tls-ca-cert-path", path(&self.tls_ca_cert_path)),
+            (
+                "--nats-tls-client-cert-path",
+                path(&self.tls_client_cert_path),
+            ),
+            (
+                "--nats-tls-client-key-path",
+                path(&self.tls_client_key_path),
+            ),
+        ];
+        let given = flags.into_iter();
+        given
+            .filter_map(|(flag, value)| Some((flag, value?)))
+            .collect()
     }
 
     /// Returns the addresses of the server, at least one.

@@ -6,6 +6,7 @@ mod events;
 mod login;
 mod pipes;
 mod raw;
+mod requests;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -91,6 +91,9 @@ impl Plan {
         if self.relays(&engine_args) {
             push(&mut spec.args, "--kv-relay", "embedded");
         }
+        if let Some(plane) = &up.event_plane {
+            push(&mut spec.args, "--event-plane", plane);
+        }
         spec.args.extend(engine_args.iter().map(OsString::from));
         if !spec.place.gpus.is_empty() {
             let gpus = spec.place.gpus.join(",");
@@ -156,6 +159,9 @@ impl Plan {
         push(args, "--discovery-path", self.dir.join("discovery"));
         push(args, "--system-port", spec.place.system_port.to_string());
         push(args, "--drain-grace", format!("{grace}ms"));
+        for (flag, value) in self.up.nats.flags() {
+            push(args, flag, value);
+        }
     }
 }
 

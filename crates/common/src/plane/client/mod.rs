@@ -15,19 +15,24 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use super::{
-    Address, DEAD_AFTER, PING_EVERY, PlaneError,
+    Address, DEAD_AFTER, PING_EVERY, PlaneError, http,
     net::{Dial, Tcp},
     stream::{DeltaStream, Slot},
     tcp::{self, frame},
+    tls::TlsDial,
 };
 use crate::{
     Code,
     ids::{BlobHash, WorkerId},
     nats::Nats,
     proto::worker::{Delta, GenerateRequest, Load},
+    tls,
 };
 pub(super) use streams::Streams;
 pub(super) use task::{Ended, Reach, Session, Told};
+
+/// The largest blob that is taken: tokenizers reach 40 MiB.
+pub(super) const MAX_BLOB: usize = 256 << 20;
 
 /// How a processor connects.
 #[derive(Clone)]
@@ -46,6 +51,8 @@ pub struct ClientConfig {
     pub seed: u64,
     /// The link for workers that are reached by NATS; default to where a server is by default.
     pub nats: Nats,
+    /// How workers are known that speak TLS. Absent: those are refused.
+    pub tls: Option<Arc<tls::Client>>,
     /// Takes deltas that carry `kv_transfer_params` and that nobody will read, since their stream was
     /// cancelled: an engine keeps that KV until somebody gives it back. Default: they are dropped.
     pub unclaimed: Unclaimed,
@@ -65,6 +72,7 @@ impl Default for ClientConfig {
             dead_after: DEAD_AFTER,
             seed: rand::random(),
             nats: Nats::default(),
+            tls: None,
             unclaimed: Arc::new(drop),
         }
     }
@@ -101,16 +109,36 @@ pub(super) trait Link: Send + Sync {
 /// Why there is none: nothing will change that.
 fn reach(address: &str, config: ClientConfig) -> Result<Box<dyn Reach>, String> {
     let parsed: Address = address.parse().map_err(|error| format!("{error}"))?;
+    let over_tls = |speech| {
+        let tls = config.tls.clone().ok_or_else(|| {
+            format!("{address} speaks TLS: name the certificates to check it with, --request-plane-tls-ca")
+        })?;
+        Ok::<_, String>(Arc::new(TlsDial { tls, speech }))
+    };
     let dial: Arc<dyn Dial> = match &parsed {
-        Address::Tcp(_) => Arc::new(Tcp),
+        Address::Tcp(_) | Address::Http(_) => Arc::new(Tcp),
+        Address::Tls(_) => over_tls(&[])?,
+        Address::Https(_) => over_tls(&["h2"])?,
         Address::Nats(_) => Arc::new(config.nats.clone()),
-        Address::Tls(_) | Address::Http(_) | Address::Https(_) => {
-            return Err(format!("this processor has no way to {address}"));
+    };
+    let address = address.to_owned();
+    let place = parsed.place().to_owned();
+    let scheme = match parsed {
+        Address::Http(_) => "http",
+        Address::Https(_) => "https",
+        Address::Tcp(_) | Address::Tls(_) | Address::Nats(_) => {
+            return Ok(Box::new(tcp::client::Frames {
+                address,
+                place,
+                dial,
+                config,
+            }));
         }
     };
-    Ok(Box::new(tcp::client::Frames {
-        address: address.to_owned(),
-        place: parsed.place().to_owned(),
+    Ok(Box::new(http::client::Grpc {
+        address,
+        place,
+        scheme,
         dial,
         config,
     }))

@@ -15,7 +15,7 @@ use crate::{
     ids::BlobHash,
     plane::{
         PlaneError,
-        client::{self, Streams, Unclaimed},
+        client::{self, MAX_BLOB, Streams, Unclaimed},
         stream::Slot,
         tcp::{
             frame::{self, BlobPart, FrameError},
@@ -24,9 +24,6 @@ use crate::{
     },
     proto::worker::{GenerateRequest, StepDeltas},
 };
-
-/// The largest blob that is taken: tokenizers reach 40 MiB.
-const MAX_BLOB: usize = 256 << 20;
 
 /// One connection, from Welcome to its end.
 pub(super) struct Link {

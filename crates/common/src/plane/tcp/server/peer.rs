@@ -131,25 +131,8 @@ impl Peer {
             ));
         }
         let hello: plane::Hello = frame::message(Kind::Hello, peer.message)?;
-        if let Some(token) = &self.config.token {
-            // Comparing hashes takes the same time wherever the difference is.
-            if blake3::hash(token.as_bytes()) != blake3::hash(&hello.token) {
-                return Err(self.reject(
-                    outlet,
-                    Code::Unauthenticated,
-                    "the worker asks for a token, and none or a wrong one was given".to_owned(),
-                ));
-            }
-        }
-        if !hello.worker.is_empty() && hello.worker != self.config.worker.0 {
-            return Err(self.reject(
-                outlet,
-                Code::NotFound,
-                format!(
-                    "worker {} is here, not {}",
-                    self.config.worker, hello.worker
-                ),
-            ));
+        if let Err((code, message)) = self.config.admit(&hello.token, &hello.worker) {
+            return Err(self.reject(outlet, code, message));
         }
         outlet.control(|sending| {
             frame::put_welcome(

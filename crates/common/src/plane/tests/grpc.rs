@@ -1,0 +1,187 @@
+//! What any client of gRPC finds on the http plane.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use tonic::{Request, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+use super::*;
+use crate::{
+    plane::error,
+    proto::worker::{self, BlobRequest, worker_client::WorkerClient},
+};
+
+async fn channel(worker: &Worker) -> Channel {
+    let endpoint = Channel::from_shared(worker.address.clone()).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_stranger_generates_and_cancels_by_dropping_the_call() {
+    let mut worker = Plane::Http.worker(|_| {});
+    let mut client = WorkerClient::new(channel(&worker).await);
+    let mut deltas = client.generate(request("a")).await.unwrap().into_inner();
+    let (connection, stream, _) = worker.submitted().await;
+    connection.send(&mut vec![tokens(stream, [5])], None);
+    let delta = deltas.message().await.unwrap().unwrap();
+    assert_eq!((delta.stream, delta.tokens), (0, vec![5]));
+    drop(deltas);
+    assert!(matches!(worker.seen.recv().await, Some(Seen::Cancel(number)) if number == stream));
+
+    let mut deltas = client.generate(request("b")).await.unwrap().into_inner();
+    let (_, stream, _) = worker.submitted().await;
+    connection.send(&mut vec![last(stream, FinishReason::Stop)], None);
+    assert_eq!(
+        deltas.next().await.unwrap().unwrap().finish(),
+        FinishReason::Stop
+    );
+    assert!(deltas.next().await.is_none());
+}
+
+#[tokio::test]
+async fn errors_are_statuses_after_what_was_generated() {
+    let mut worker = Plane::Http.worker(|_| {});
+    let mut client = WorkerClient::new(channel(&worker).await);
+    for (code, status) in [
+        (Code::InvalidRequest, tonic::Code::InvalidArgument),
+        (Code::Draining, tonic::Code::Unavailable),
+        (Code::HandoffFailed, tonic::Code::Aborted),
+        (Code::DeadlineExceeded, tonic::Code::DeadlineExceeded),
+    ] {
+        let mut deltas = client.generate(request("a")).await.unwrap().into_inner();
+        let (connection, stream, _) = worker.submitted().await;
+        connection.send(&mut vec![tokens(stream, [5])], None);
+        connection.fail(stream, code, "because");
+        assert_eq!(deltas.next().await.unwrap().unwrap().tokens, [5]);
+        let error = deltas.next().await.unwrap().unwrap_err();
+        assert_eq!((error.code(), error.message()), (status, "because"));
+    }
+    let hash = "00".to_owned();
+    let missing = client.blob(BlobRequest { hash }).await.unwrap_err();
+    assert_eq!(missing.code(), tonic::Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_answer_to_the_call_and_whole_for_processors() {
+    let worker = Plane::Http.worker_with(|connection, stream, _| {
+        let mut refusal = last(stream, FinishReason::Error);
+        refusal.error = Some(worker::Error {
+            field: "max_tokens".to_owned(),
+            untouched: true,
+            ..error(Code::InvalidRequest, "too many")
+        });
+        connection.send(&mut vec![refusal], None);
+    });
+    let mut client = WorkerClient::new(channel(&worker).await);
+    let refused = client.generate(request("a")).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert_eq!(refused.message(), "too many");
+
+    let mut stream = worker.client().await.generate(&request("b")).unwrap();
+    let error = stream.next().await.unwrap().error.unwrap();
+    assert_eq!((&*error.field, error.untouched), ("max_tokens", true));
+}
+
+#[tokio::test]
+async fn a_deadline_of_grpc_becomes_the_requests_own() {
+    let mut worker = Plane::Http.worker(|_| {});
+    let mut client = WorkerClient::new(channel(&worker).await);
+    for (own, within, expected) in [
+        (None, 5_000, 5_000),
+        (Some(100), 5_000, 100),
+        (Some(9_000), 5_000, 5_000),
+    ] {
+        let mut request = Request::new(GenerateRequest {
+            deadline_ms: own,
+            ..request("a")
+        });
+        request.set_timeout(Duration::from_millis(within));
+        let _deltas = client.generate(request).await.unwrap();
+        let (_, _, request) = worker.submitted().await;
+        assert_eq!(request.deadline_ms, Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn health_says_whether_requests_are_taken_and_reflection_what_can_be_asked() {
+    let worker = Plane::Http.worker(|config| config.token = Some("secret".to_owned()));
+    let channel = channel(&worker).await;
+    let mut health = HealthClient::new(channel.clone());
+    let service = "stator.worker.v1.Worker".to_owned();
+    let mut watch = health
+        .watch(HealthCheckRequest {
+            service: service.clone(),
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    let mut until = async |wanted: ServingStatus| {
+        while watch.next().await.unwrap().unwrap().status() != wanted {}
+    };
+    until(ServingStatus::Serving).await;
+    worker.trigger.drain();
+    until(ServingStatus::NotServing).await;
+
+    let asked = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::FileContainingSymbol(service)),
+    };
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(futures::stream::iter([asked]))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.next().await.unwrap().unwrap().message_response;
+    assert!(matches!(
+        answer,
+        Some(MessageResponse::FileDescriptorResponse(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_caller_of_another_version_or_without_the_token_is_refused() {
+    let worker = Plane::Http.worker(|config| config.token = Some("secret".to_owned()));
+    let mut client = WorkerClient::new(channel(&worker).await);
+    let call = |key: &'static str, value: &str| {
+        let mut request = Request::new(request("a"));
+        request.metadata_mut().insert(key, value.parse().unwrap());
+        request
+    };
+    let version = client.generate(call("stator-plane-version", "2.3")).await;
+    let version = version.unwrap_err();
+    assert_eq!(version.code(), tonic::Code::FailedPrecondition);
+    assert!(version.message().contains("1.0") && version.message().contains("2.3"));
+    for token in ["Bearer other", "secret"] {
+        let refused = client
+            .generate(call("authorization", token))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+        assert!(!refused.message().contains("secret"));
+    }
+    client
+        .generate(call("authorization", "Bearer secret"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_for_the_worker_is_refused_alone() {
+    let worker = Plane::Http.worker(|config| config.max_frame = 1 << 20);
+    let client = worker.client().await;
+    let large = GenerateRequest {
+        prompt_tokens: Bytes::from(vec![3; 4 << 20]),
+        ..request("large")
+    };
+    let mut stream = client.generate(&large).unwrap();
+    let error = stream.next().await.unwrap().error.unwrap();
+    assert_eq!(error.code(), worker::Code::TooLarge);
+    assert!(matches!(*client.state().borrow(), State::Ready));
+}
