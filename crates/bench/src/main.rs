@@ -64,6 +64,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MODE", default_value = "round-robin")]
     pub(crate) router: String,
 
+    /// How requests come to workers: tcp or http.
+    #[arg(long, value_name = "PLANE", default_value = "tcp")]
+    pub(crate) request_plane: String,
+
     /// Seconds per measurement.
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     pub(crate) seconds: f64,

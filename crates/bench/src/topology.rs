@@ -79,6 +79,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) model: &'a Path,
     pub(crate) workers: u16,
     pub(crate) router: &'a str,
+    /// How requests come to workers.
+    pub(crate) request_plane: &'a str,
     /// Flags of the simulated engine: its pace.
     pub(crate) engine: &'a [&'a str],
     /// An empty folder for discovery, run directories and logs.
@@ -132,6 +134,8 @@ impl Topology {
                 "bench",
                 "--engine-attach",
                 &attach,
+                "--request-plane",
+                plan.request_plane,
                 "--discovery-path",
                 &discovery,
                 "--run-dir",

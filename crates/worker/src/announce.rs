@@ -29,10 +29,17 @@ pub(crate) struct Listeners<'a> {
 /// Says what is open to whom, and how to close it.
 pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
     let plane = listeners.plane;
-    let asked = if config.plane_token.is_some() {
-        "with the plane's token"
+    let tls = &config.request_plane_tls;
+    let asked = match (&config.plane_token, &tls.ca) {
+        (Some(_), Some(_)) => "with the plane's token and a certificate",
+        (Some(_), None) => "with the plane's token",
+        (None, Some(_)) => "with a certificate",
+        (None, None) => "without a token",
+    };
+    let encrypted = if tls.is_empty() {
+        "not encrypted"
     } else {
-        "without a token"
+        "encrypted"
     };
     let over_nats = matches!(plane.bound, Address::Nats(_));
     let whom = if over_nats {
@@ -87,11 +94,12 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         _ => String::new(),
     };
     info!(
-        "open: requests on {} (told to others as {}) for {whom}, {asked}, not encrypted{engine}{sides}{relay}{events}; {system}; \
+        "open: requests on {} (told to others as {}) for {whom}, {asked}, {encrypted}{engine}{sides}{relay}{events}; {system}; \
          discovery: {}",
         plane.bound, plane.advertised, listeners.discovery,
     );
-    if !over_nats && !plane.ip.is_loopback() && config.plane_token.is_none() {
+    let guarded = config.plane_token.is_some() || tls.ca.is_some();
+    if !over_nats && !plane.ip.is_loopback() && !guarded {
         warn!(
             "whoever reaches {} can use the engine; close it with --plane-token-file or --host 127.0.0.1",
             plane.bound

@@ -94,6 +94,10 @@ impl Handler for Serving {
         }
     }
 
+    fn is_ready(&self) -> bool {
+        self.active().next().is_some()
+    }
+
     fn blob(&self, hash: &BlobHash) -> Option<Bytes> {
         self.files.lock().get(hash)
     }

@@ -42,9 +42,10 @@ impl Plane {
     pub(crate) async fn bind(config: &Config, id: &WorkerId, nats: &Nats) -> anyhow::Result<Self> {
         let host = network::resolve(&config.host, config.port)
             .with_context(|| format!("resolve --host {}", config.host))?;
+        let tls = &config.request_plane_tls;
+        let is_guarded = config.plane_token.is_some() || tls.ca.is_some();
         let listens = config.request_plane != RequestPlane::Nats;
-        let open = listens && !host.ip().is_loopback();
-        if open && config.plane_token.is_none() && !config.insecure_plane {
+        if listens && !host.ip().is_loopback() && !is_guarded && !config.insecure_plane {
             return Err(ConfigError::OpenPlane(config.host.clone()).into());
         }
         let mut plane = ServerConfig::new(id.clone());
@@ -52,15 +53,17 @@ impl Plane {
             .plane_token
             .as_ref()
             .map(|token| token.reveal().to_owned());
+        plane.tls = (!tls.is_empty()).then(|| tls.files());
         let server = match config.request_plane {
-            RequestPlane::Tcp => Server::bind(host, plane).context("--request-plane")?,
+            RequestPlane::Tcp => Server::bind(host, plane).context("open the request plane")?,
+            RequestPlane::Http => {
+                Server::bind_http(host, plane).context("open the request plane")?
+            }
             RequestPlane::Nats => {
                 let subject = nats::subject(&config.namespace, id);
                 let listener = Listener::bind(nats, subject).await;
-                Server::on(
-                    Arc::new(listener.context("take requests over NATS")?),
-                    plane,
-                )
+                let listener = listener.context("take requests over NATS")?;
+                Server::on(Arc::new(listener), plane)
             }
         };
         let bound = server.address()?;

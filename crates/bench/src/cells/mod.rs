@@ -107,6 +107,7 @@ impl Bench {
             model: &self.model,
             workers: self.options.workers,
             router: &self.options.router,
+            request_plane: &self.options.request_plane,
             engine,
             folder: self.folder.join(name),
         })

@@ -45,6 +45,13 @@ pub const NATS: &[Row] = &[
     ("nats-tls-client-key-path", &["NATS_TLS_CLIENT_KEY_PATH"]),
 ];
 
+/// The certificates of the request plane, in every role that speaks it.
+const REQUEST_PLANE_TLS: &[Row] = &[
+    ("request-plane-tls-cert", &["STATOR_REQUEST_PLANE_TLS_CERT"]),
+    ("request-plane-tls-key", &["STATOR_REQUEST_PLANE_TLS_KEY"]),
+    ("request-plane-tls-ca", &["STATOR_REQUEST_PLANE_TLS_CA"]),
+];
+
 /// The variables of a role: those of every role, and its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Variables(pub &'static [Row]);
@@ -59,8 +66,9 @@ pub const DISAGGREGATION_MODE: &[&str] = &[
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {
-        let shared = OF_EVERY_ROLE.iter().chain(ETCD).chain(NATS);
-        shared.chain(self.0).copied()
+        let of_every_role = OF_EVERY_ROLE.iter().chain(ETCD).chain(NATS);
+        let of_every_role = of_every_role.chain(REQUEST_PLANE_TLS);
+        of_every_role.chain(self.0).copied()
     }
 
     /// Returns what the environment says in place of a flag: the first variable that is set and not empty.

@@ -7,6 +7,7 @@ pub mod environment;
 mod etcd;
 mod file;
 mod nats;
+mod plane_tls;
 mod secret;
 
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub use environment::{DISAGGREGATION_MODE, Variables};
 pub use etcd::EtcdSettings;
 pub use file::{FileError, read_file};
 pub use nats::{NatsSettings, NatsSettingsError};
+pub use plane_tls::RequestPlaneTls;
 pub use secret::{Secret, SecretError, plane_token};
 
 /// How workers are found.

@@ -84,6 +84,10 @@ pub(crate) struct Up {
     )]
     pub(crate) connector: Vec<ShortName>,
 
+    /// How requests go to workers: tcp (the fastest), http (gRPC) or nats. Default: tcp.
+    #[arg(long, value_name = "PLANE", value_parser = ["tcp", "http", "nats"], help_heading = "Workers")]
+    pub(crate) request_plane: Option<String>,
+
     /// Further argument for every prefill worker, given as it is. Repeat for several.
     #[arg(
         long,

@@ -78,6 +78,9 @@ impl Plan {
                 push(&mut spec.args, "--engine-attach", address);
             }
         }
+        if let Some(plane) = &up.request_plane {
+            push(&mut spec.args, "--request-plane", plane);
+        }
         if up.engine_keep {
             spec.args.push("--engine-keep".into());
         }

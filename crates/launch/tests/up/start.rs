@@ -102,6 +102,19 @@ async fn a_worker_that_dies_later_is_named_and_started_again() {
 }
 
 #[tokio::test]
+async fn workers_that_speak_grpc_answer_and_one_may_die() {
+    let mut launcher = Launcher::ready("--workers 2 --request-plane http", "").await;
+    let answered = launcher.ask(&chat(5)).await;
+    assert_eq!(answered.status, 200, "{answered:?}");
+    process::signal(launcher.child("agg-1").await, Signal::SIGKILL);
+    launcher.until_printed("agg-1 was ended by SIGKILL").await;
+    for _ in 0..4 {
+        let answered = launcher.ask(&chat(5)).await;
+        assert_eq!(answered.status, 200, "{answered:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_processor_that_dies_is_started_again_at_its_address() {
     let mut launcher = Launcher::ready(TWO, "").await;
     process::signal(launcher.child("processor").await, Signal::SIGKILL);

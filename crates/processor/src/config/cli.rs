@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
 use stator_common::settings::{
-    DiscoveryBackend, EtcdSettings, NatsSettings, Secret, Variables, duration,
+    DiscoveryBackend, EtcdSettings, NatsSettings, RequestPlaneTls, Secret, Variables, duration,
 };
 
 use super::{ConditionalMode, ConfigError, ReasoningField, SessionAffinity};
@@ -36,6 +36,7 @@ pub(super) const ENVIRONMENT: Variables = Variables(&[
         "threads",
         &["STATOR_THREADS", "DYN_RUNTIME_NUM_WORKER_THREADS"],
     ),
+    ("request-plane-tls-name", &["STATOR_REQUEST_PLANE_TLS_NAME"]),
     ("max-body-bytes", &["STATOR_MAX_BODY_BYTES"]),
     ("header-timeout", &["STATOR_HEADER_TIMEOUT"]),
     ("body-timeout", &["STATOR_BODY_TIMEOUT"]),
@@ -179,6 +180,21 @@ pub struct Settings {
     /// secret itself.
     #[arg(long, value_name = "FILE", help_heading = "Workers")]
     plane_token_file: Option<PathBuf>,
+
+    /// Accepted as Dynamo accepts it: every worker's card says how it takes requests.
+    #[arg(long, value_name = "PLANE", value_parser = ["tcp", "http", "nats"], hide = true)]
+    #[serde(skip)]
+    request_plane: Option<String>,
+
+    /// The certificates of the request plane.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "RequestPlaneTls::is_empty")]
+    request_plane_tls: RequestPlaneTls,
+
+    /// The name that workers' certificates must bear [default: the host in their address].
+    #[arg(long, value_name = "NAME", help_heading = "Request plane")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_plane_tls_name: Option<String>,
 
     /// Uses the workers of this namespace only [default: those of every namespace].
     #[arg(long, value_name = "NAME", help_heading = "Workers")]

@@ -66,6 +66,14 @@ pub fn load(
             "tls_cert_path and tls_key_path go together: give both or neither",
         ));
     }
+    let tls = &config.request_plane_tls;
+    let is_told_more =
+        tls.cert.is_some() || tls.key.is_some() || config.request_plane_tls_name.is_some();
+    if tls.ca.is_none() && is_told_more {
+        return Err(ConfigError::Contradiction(
+            "request_plane_tls_cert, _key and _name need request_plane_tls_ca, which workers are checked with",
+        ));
+    }
     let weights = [config.router_temperature, config.router_decode_weight];
     if weights
         .iter()
@@ -159,6 +167,15 @@ mod tests {
 
     fn no_environment(_: &str) -> Option<String> {
         None
+    }
+
+    #[test]
+    fn certificates_of_the_request_plane_need_their_authority() {
+        let load = |arguments: &[&str]| load(&cli(arguments), no_environment);
+        let refused = load(&["--request-plane-tls-name", "worker"]).unwrap_err();
+        assert!(refused.to_string().contains("request_plane_tls_ca"));
+        let given = load(&["--request-plane", "http", "--request-plane-tls-ca", "/ca"]).unwrap();
+        assert_eq!(given.request_plane_tls.ca, Some("/ca".into()));
     }
 
     #[test]

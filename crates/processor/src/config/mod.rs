@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-pub use stator_common::settings::{DiscoveryBackend, EtcdSettings, NatsSettings, Secret};
+pub use stator_common::settings::{
+    DiscoveryBackend, EtcdSettings, NatsSettings, RequestPlaneTls, Secret,
+};
 
 use stator_router::{Bounds, Conditional, DECODING};
 
@@ -67,6 +69,12 @@ pub struct Config {
     /// The secret that workers ask for, from that file or variable.
     #[serde(skip)]
     pub plane_token: Option<Secret>,
+    /// The certificates of the request plane. Empty, the default: workers that speak TLS are refused.
+    #[serde(skip_serializing_if = "RequestPlaneTls::is_empty")]
+    pub request_plane_tls: RequestPlaneTls,
+    /// The name that workers' certificates must bear. Absent: the host in their address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_plane_tls_name: Option<String>,
     /// Namespace whose workers are used. Absent: every namespace.
     pub namespace: Option<String>,
     /// How workers are found. Default `file`.
@@ -134,6 +142,8 @@ impl Default for Config {
             drain_grace: Duration::from_secs(30),
             plane_token_file: None,
             plane_token: None,
+            request_plane_tls: RequestPlaneTls::default(),
+            request_plane_tls_name: None,
             namespace: None,
             discovery_backend: DiscoveryBackend::File,
             discovery_path: None,

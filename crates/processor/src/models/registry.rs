@@ -14,7 +14,7 @@ use stator_common::card::{self, Card, Role};
 use stator_common::discovery::{Event, Watch};
 use stator_common::nats::Nats;
 use stator_common::plane::{Client, ClientConfig};
-use stator_common::{BlobHash, WorkerId};
+use stator_common::{BlobHash, WorkerId, tls};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{error, info, warn};
 
@@ -39,6 +39,8 @@ pub struct Registry {
     metrics: Arc<Metrics>,
     refusals: Counter,
     config: Arc<Config>,
+    /// How workers are known that speak TLS.
+    tls: Option<Arc<tls::Client>>,
     /// By model id.
     groups: HashMap<String, Group>,
     refused: HashMap<WorkerId, Refused>,
@@ -77,7 +79,14 @@ struct Loaded {
 
 impl Registry {
     /// Returns a registry that publishes into `models`.
-    pub fn new(models: Arc<Models>, metrics: Arc<Metrics>, config: Arc<Config>) -> Self {
+    ///
+    /// - `tls`: how workers are known that speak TLS.
+    pub fn new(
+        models: Arc<Models>,
+        metrics: Arc<Metrics>,
+        config: Arc<Config>,
+        tls: Option<Arc<tls::Client>>,
+    ) -> Self {
         let nats = Nats::new(config.nats.clone(), "stator-processor");
         let following = Following::new(config.router_mode, nats.clone());
         Self {
@@ -85,6 +94,7 @@ impl Registry {
             models,
             metrics,
             config,
+            tls,
             groups: HashMap::new(),
             refused: HashMap::new(),
             loads: JoinSet::new(),
@@ -170,6 +180,7 @@ impl Registry {
                     &group.fleet,
                     card,
                     &self.config,
+                    self.tls.as_ref(),
                     &self.following,
                     &self.nats,
                 );
@@ -189,6 +200,7 @@ impl Registry {
                     &fleet,
                     Arc::clone(&card),
                     &self.config,
+                    self.tls.as_ref(),
                     &self.following,
                     &self.nats,
                 );
@@ -359,6 +371,7 @@ fn join(
     fleet: &Fleet,
     card: Arc<Card>,
     config: &Config,
+    tls: Option<&Arc<tls::Client>>,
     following: &Following,
     nats: &Nats,
 ) -> Arc<Worker> {
@@ -369,6 +382,7 @@ fn join(
         worker: Some(card.worker.clone()),
         token: token.map(|token| token.reveal().to_owned()),
         nats: nats.clone(),
+        tls: tls.cloned(),
         unclaimed: fleet.unclaimed(protocol),
         ..ClientConfig::default()
     };

@@ -11,13 +11,14 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{SockRef, TcpKeepalive};
 use stator_common::drain::Drain;
+use stator_common::tls::Server;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::BindError;
 use super::connection::Connections;
-use super::tls::Tls;
+use super::tls;
 use crate::App;
 use crate::config::Config;
 
@@ -34,13 +35,13 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 pub(super) struct Listener {
     socket: TcpListener,
     addr: SocketAddr,
-    tls: Option<Tls>,
+    tls: Option<Server>,
 }
 
 impl Listener {
     /// Takes the configured port.
     pub(super) async fn bind(config: &Config) -> Result<Self, BindError> {
-        let tls = Tls::load(config)?;
+        let tls = tls::load(config)?;
         let (socket, addr) = bind(&config.http_host, config.http_port).await?;
         Ok(Self { socket, addr, tls })
     }
@@ -53,7 +54,7 @@ impl Listener {
     pub(super) async fn serve(self, app: Arc<App>, router: axum::Router, drain: Drain) {
         let connections = Connections::new(app, router, drain.clone());
         let tasks = TaskTracker::new();
-        let watch = self.tls.as_ref().map(Tls::watch);
+        let watch = self.tls.as_ref().map(Server::watch);
         let mut watch = std::pin::pin!(async move {
             match watch {
                 Some(watch) => watch.await,
@@ -68,7 +69,7 @@ impl Listener {
                 accepted = self.socket.accept() => match accepted {
                     Ok((stream, peer)) => {
                         prepare(&stream, peer);
-                        let connection = connections.open(stream, self.tls.as_ref().map(Tls::acceptor));
+                        let connection = connections.open(stream, self.tls.as_ref().map(Server::acceptor));
                         tasks.spawn(connection);
                     }
                     Err(error) if is_the_connections_own(&error) => debug!(%error, "accept"),

@@ -39,7 +39,7 @@ pub(crate) use routes::HttpCounters;
 
 pub use body::RequestBody;
 pub use front::RequestId;
-pub use tls::TlsError;
+pub use stator_common::tls::TlsError;
 
 /// Why the processor could not take its place.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +81,8 @@ pub struct Processor {
     config: Arc<Config>,
     listener: listener::Listener,
     system: Option<system::System>,
+    /// How workers are known that speak TLS.
+    plane_tls: Option<Arc<stator_common::tls::Client>>,
 }
 
 impl Processor {
@@ -92,7 +94,9 @@ impl Processor {
         listener::raise_file_limit();
         let listener = listener::Listener::bind(&config).await?;
         let system = system::System::bind(&config).await?;
+        let plane_tls = plane_tls(&config)?;
         Ok(Self {
+            plane_tls,
             config: Arc::new(config),
             listener,
             system,
@@ -120,7 +124,14 @@ impl Processor {
             Arc::clone(&models),
             Arc::clone(&metrics),
             Arc::clone(&self.config),
+            self.plane_tls.clone(),
         );
+        let plane_tls = async move {
+            match self.plane_tls {
+                Some(tls) => tls.watch().await,
+                None => std::future::pending().await,
+            }
+        };
         let app = Arc::new(App::new(self.config, models, metrics, drain.clone()));
         let workers = discovery.watch().await.context("watch discovery")?;
         posture::announce(
@@ -133,9 +144,19 @@ impl Processor {
         tokio::select! {
             () = self.listener.serve(Arc::clone(&app), router, drain) => {}
             () = registry.run(workers) => {}
+            () = plane_tls => {}
             () = app.metrics.upkeep() => {}
             Some(()) = OptionFuture::from(system) => {}
         }
         Ok(())
     }
+}
+
+fn plane_tls(config: &Config) -> Result<Option<Arc<stator_common::tls::Client>>, TlsError> {
+    if config.request_plane_tls.is_empty() {
+        return Ok(None);
+    }
+    let name = config.request_plane_tls_name.as_deref();
+    let tls = stator_common::tls::Client::load(config.request_plane_tls.files(), name)?;
+    Ok(Some(Arc::new(tls)))
 }

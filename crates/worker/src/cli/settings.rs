@@ -6,7 +6,9 @@ use clap::{ValueEnum, builder::BoolishValueParser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     card::{Endpoint, Role},
-    settings::{DiscoveryBackend, EtcdSettings, EventPlane, NatsSettings, duration},
+    settings::{
+        DiscoveryBackend, EtcdSettings, EventPlane, NatsSettings, RequestPlaneTls, duration,
+    },
 };
 use stator_engine::handoff::ShortName;
 
@@ -107,9 +109,14 @@ pub struct Settings {
     #[serde(skip_serializing_if = "NatsSettings::is_empty")]
     pub nats: NatsSettings,
 
-    /// How requests come: straight (tcp), or over a NATS server [default: tcp].
-    #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
+    /// How requests come: tcp (frames, the fastest), http (gRPC) or nats [default: tcp].
+    #[arg(long, value_name = "PLANE", help_heading = "Request plane")]
     pub request_plane: Option<RequestPlane>,
+
+    /// Its certificates.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "RequestPlaneTls::is_empty")]
+    pub request_plane_tls: RequestPlaneTls,
 
     /// How events about KV go: straight (zmq), or over a NATS server [default: zmq].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
@@ -259,7 +266,9 @@ pub struct Settings {
 pub enum RequestPlane {
     /// One multiplexed connection per processor (`proto/README.md`).
     Tcp,
-    /// The same over a NATS server.
+    /// gRPC over HTTP/2.
+    Http,
+    /// Over a NATS server.
     Nats,
 }
 

@@ -27,6 +27,13 @@ pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     {
         return Err(ConfigError::OpenNats(config.nats.servers().join(",")));
     }
+    let tls = &config.request_plane_tls;
+    if config.request_plane == RequestPlane::Nats && !tls.is_empty() {
+        return Err(ConfigError::TlsOverNats);
+    }
+    if tls.ca.is_some() && tls.cert.is_none() && tls.key.is_none() {
+        return Err(ConfigError::ClientsWithoutTls);
+    }
     config.kv_events()?;
     if let Some(address) = &config.kv_relay_address {
         let read = launch::address(address);
@@ -226,6 +233,31 @@ mod tests {
             assert!(!format!("{config:?}").contains("s3cret"));
         }
         assert!(loaded("stator-agg /m --engine sim", &[set]).is_ok());
+    }
+
+    #[test]
+    fn the_request_plane_is_chosen_and_its_certificates_go_together() {
+        let sim = "stator-agg /m --engine sim";
+        let http = loaded(&format!("{sim} --request-plane http"), &[]).unwrap();
+        assert_eq!(http.request_plane, RequestPlane::Http);
+        let named = [
+            ("DYN_REQUEST_PLANE", "http"),
+            ("STATOR_REQUEST_PLANE_TLS_CERT", "/c"),
+            ("STATOR_REQUEST_PLANE_TLS_KEY", "/k"),
+        ];
+        let named = loaded(sim, &named).unwrap();
+        assert_eq!(named.request_plane, RequestPlane::Http);
+        assert_eq!(named.request_plane_tls.cert, Some("/c".into()));
+        for (given, flag) in [
+            (
+                "--request-plane nats --request-plane-tls-ca /ca",
+                "--nats-tls-ca-cert-path",
+            ),
+            ("--request-plane-tls-ca /ca", "--request-plane-tls-cert"),
+        ] {
+            let error = loaded(&format!("{sim} {given}"), &[]).unwrap_err();
+            assert!(error.to_string().contains(flag), "{error}");
+        }
     }
 
     #[test]

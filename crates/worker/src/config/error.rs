@@ -50,7 +50,7 @@ pub enum ConfigError {
     Token(#[from] SecretError),
     #[error(
         "--host {0} is open to other machines: name a secret with --plane-token-file (or STATOR_PLANE_TOKEN), \
-         or say --insecure-plane"
+         give processors certificates and say --request-plane-tls-ca, or say --insecure-plane"
     )]
     OpenPlane(String),
     #[error(transparent)]
@@ -83,6 +83,16 @@ pub enum ConfigError {
          or say --insecure-plane"
     )]
     OpenNats(String),
+    #[error(
+        "--request-plane-tls-* are for listeners of this worker, and with --request-plane nats it has none: \
+         TLS is with the server (tls://host:port, --nats-tls-ca-cert-path)"
+    )]
+    TlsOverNats,
+    #[error(
+        "--request-plane-tls-ca asks processors for a certificate, which needs TLS: give \
+         --request-plane-tls-cert and --request-plane-tls-key, too"
+    )]
+    ClientsWithoutTls,
     #[error(transparent)]
     KvEvents(#[from] kv_events::ConfigError),
     #[error("--kv-relay needs the engines' KV events, and --kv-events-config {0}")]

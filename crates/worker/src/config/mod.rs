@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
-pub use stator_common::settings::{EtcdSettings, NatsSettings, Secret};
+pub use stator_common::settings::{EtcdSettings, NatsSettings, RequestPlaneTls, Secret};
 
 use stator_engine::{
     handoff::{HandOff, ShortName, TransferConfig},
@@ -65,6 +65,9 @@ pub struct Config {
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
+    /// Its certificates. Empty, the default: nothing is encrypted.
+    #[serde(skip_serializing_if = "RequestPlaneTls::is_empty")]
+    pub request_plane_tls: RequestPlaneTls,
     /// How events about KV go. Default `zmq`.
     pub event_plane: EventPlane,
     /// Who tells processors what the engines cache. Default `off`.
@@ -164,6 +167,7 @@ impl Default for Config {
             etcd: EtcdSettings::default(),
             nats: NatsSettings::default(),
             request_plane: RequestPlane::Tcp,
+            request_plane_tls: RequestPlaneTls::default(),
             event_plane: EventPlane::Zmq,
             kv_relay: KvRelay::Off,
             kv_relay_address: None,

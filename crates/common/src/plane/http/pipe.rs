@@ -5,9 +5,13 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
@@ -19,6 +23,8 @@ pub(super) struct Pipe {
     writer: Writer,
     peer: Peer,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Until the first byte: when that is too late.
+    silent: Option<Pin<Box<Sleep>>>,
 }
 
 /// Who is at the other end, for logs.
@@ -33,7 +39,14 @@ impl Pipe {
             writer: io.writer,
             peer: Peer(peer),
             cut: Box::pin(cut.cancelled_owned()),
+            silent: None,
         }
+    }
+
+    /// Lets the connection fail if nothing comes within this time.
+    pub(super) fn or_silent(mut self, within: Duration) -> Self {
+        self.silent = Some(Box::pin(sleep(within)));
+        self
     }
 }
 
@@ -54,7 +67,16 @@ impl AsyncRead for Pipe {
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        self.reader.as_mut().poll_read(cx, buf)
+        if let Some(silent) = &mut self.silent
+            && silent.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let read = self.reader.as_mut().poll_read(cx, buf);
+        if read.is_ready() {
+            self.silent = None;
+        }
+        read
     }
 }
 

@@ -95,6 +95,11 @@ pub trait Handler: Send + Sync + 'static {
     /// The connection is gone with all its streams.
     fn closed(&self, connection: &Arc<Connection>);
 
+    /// Says whether requests can be served now, for those who ask for the worker's health.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     /// Returns a file by its content.
     fn blob(&self, hash: &BlobHash) -> Option<Bytes>;
 }

@@ -93,6 +93,7 @@ async fn a_refusal_is_the_answer_to_the_call_and_whole_for_processors() {
 async fn a_deadline_of_grpc_becomes_the_requests_own() {
     let mut worker = Plane::Http.worker(|_| {});
     let mut client = WorkerClient::new(channel(&worker).await);
+    let mut open = Vec::new();
     for (own, within, expected) in [
         (None, 5_000, 5_000),
         (Some(100), 5_000, 100),
@@ -103,7 +104,7 @@ async fn a_deadline_of_grpc_becomes_the_requests_own() {
             ..request("a")
         });
         request.set_timeout(Duration::from_millis(within));
-        let _deltas = client.generate(request).await.unwrap();
+        open.push(client.generate(request).await.unwrap());
         let (_, _, request) = worker.submitted().await;
         assert_eq!(request.deadline_ms, Some(expected));
     }
@@ -184,4 +185,72 @@ async fn a_request_that_is_too_large_for_the_worker_is_refused_alone() {
     let error = stream.next().await.unwrap().error.unwrap();
     assert_eq!(error.code(), worker::Code::TooLarge);
     assert!(matches!(*client.state().borrow(), State::Ready));
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_costs_one_delta_and_then_loses_its_call() {
+    let mut worker = Plane::Http.worker(|_| {});
+    let channel = channel(&worker).await;
+    let mut client = WorkerClient::new(channel).max_decoding_message_size(64 << 20);
+    let mut stuck = client
+        .generate(request("stuck"))
+        .await
+        .unwrap()
+        .into_inner();
+    let (connection, number, _) = worker.submitted().await;
+    let cancelled = loop {
+        connection.send(&mut vec![tokens(number, vec![0; 100_000])], None);
+        assert!(connection.waiting_streams() <= 1);
+        tokio::task::yield_now().await;
+        if let Ok(Seen::Cancel(stream)) = worker.seen.try_recv() {
+            break stream;
+        }
+    };
+    assert_eq!(cancelled, number);
+    let mut other = client
+        .generate(request("other"))
+        .await
+        .unwrap()
+        .into_inner();
+    let (_, number, _) = worker.submitted().await;
+    connection.send(&mut vec![tokens(number, [5])], None);
+    assert_eq!(other.next().await.unwrap().unwrap().tokens, [5]);
+    let error = loop {
+        if let Err(error) = stuck.next().await.unwrap() {
+            break error;
+        }
+    };
+    assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_session_with_too_much_to_read_is_ended() {
+    let mut worker = Plane::Http.worker(|config| config.max_backlog = 1 << 20);
+    let mut client = WorkerClient::new(channel(&worker).await);
+    let _watch = client.watch(worker::WatchRequest::default()).await.unwrap();
+    let _stuck = client.generate(request("stuck")).await.unwrap();
+    let (connection, number, _) = worker.submitted().await;
+    while !connection.is_closed() {
+        connection.send(&mut vec![tokens(number, vec![0; 10_000])], None);
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(worker.seen.recv().await, Some(Seen::Closed)));
+}
+
+#[tokio::test]
+async fn a_worker_that_falls_silent_is_given_up() {
+    let mut worker = Plane::Http.worker(|config| config.beat_every = Duration::from_secs(3600));
+    let config = ClientConfig {
+        dead_after: Duration::from_millis(300),
+        ..ClientConfig::default()
+    };
+    let client = Client::connect(&worker.address, config);
+    client.ready().await.unwrap();
+    let mut stream = client.generate(&request("a")).unwrap();
+    let delta = stream.next().await.unwrap();
+    let error = delta.error.unwrap();
+    assert_eq!(error.code(), worker::Code::Disconnected);
+    assert!(error.message.contains("not heard of"), "{}", error.message);
+    // Its requests end at the worker, too.
+    while !matches!(worker.seen.recv().await, Some(Seen::Closed)) {}
 }

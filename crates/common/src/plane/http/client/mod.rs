@@ -3,7 +3,7 @@
 
 mod link;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::Uri;
@@ -34,6 +34,11 @@ use crate::{
 };
 use link::{Access, Link};
 
+/// Cancelled calls that are kept in mind, and for how long: what a worker still sends for one that is forgotten
+/// would end the connection. The library's own 50 are few where all clients of a processor leave at once.
+const MAX_RESET: usize = 1 << 16;
+const RESET_FOR: Duration = Duration::from_secs(10);
+
 /// The way to a worker by gRPC.
 pub(in crate::plane) struct Grpc {
     /// The worker's address, for logs and errors.
@@ -59,6 +64,8 @@ impl Grpc {
             .origin(origin)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_concurrent_reset_streams(MAX_RESET)
+            .http2_reset_stream_duration(RESET_FOR)
             .http2_keep_alive_interval(ping_every)
             .keep_alive_timeout(answer_within(ping_every, self.config.dead_after))
             .keep_alive_while_idle(true);

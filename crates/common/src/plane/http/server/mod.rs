@@ -29,6 +29,12 @@ use session::Session;
 /// What a closing server gives its peers to take what was written.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
+/// A peer that says nothing within this time speaks no HTTP/2. As on the tcp plane.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the worker is ready.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// Requests of one connection: as many as an engine may be given. HTTP/2's own default is 100 to 250.
 const MAX_STREAMS: u32 = 1 << 20;
 
@@ -47,6 +53,7 @@ pub(in crate::plane) async fn serve(
     let cut = CancellationToken::new();
     let _cut = cut.clone().drop_guard();
     let (max_frame, dead_after) = (config.max_frame, config.dead_after);
+    let asked = handler.clone();
     let shared = Arc::new(Shared {
         config,
         handler,
@@ -87,16 +94,30 @@ pub(in crate::plane) async fn serve(
         .add_service(reflection)
         .serve_with_incoming_shutdown(incoming(listener, cut.clone()), stopped);
     let tell_health = async {
-        let service = "stator.worker.v1.Worker";
-        reporter
-            .set_service_status(service, ServingStatus::Serving)
-            .await;
-        drain.draining().await;
-        for service in ["", service] {
-            reporter
-                .set_service_status(service, ServingStatus::NotServing)
+        let tell = async |status| {
+            for service in ["", "stator.worker.v1.Worker"] {
+                reporter.set_service_status(service, status).await;
+            }
+        };
+        let mut look = time::interval(LOOK_EVERY);
+        let mut ready = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = drain.draining() => break,
+                _ = look.tick() => {}
+            }
+            let now = asked.is_ready();
+            if ready.replace(now) != Some(now) {
+                tell(if now {
+                    ServingStatus::Serving
+                } else {
+                    ServingStatus::NotServing
+                })
                 .await;
+            }
         }
+        tell(ServingStatus::NotServing).await;
         std::future::pending::<()>().await;
     };
     let too_late = async {
@@ -120,7 +141,7 @@ fn incoming(
         loop {
             match listener.accept().await {
                 Ok((io, peer)) => {
-                    let pipe = Pipe::new(io, peer, cut.clone());
+                    let pipe = Pipe::new(io, peer, cut.clone()).or_silent(HELLO_WITHIN);
                     return Some((Ok(pipe), (listener, cut)));
                 }
                 Err(error) => {
