@@ -5,12 +5,9 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
-
 /// Where a worker takes requests. As text: `host:port` or `tcp://host:port`, `tls://host:port`, `http://host:port`,
 /// `https://host:port`, `nats://subject`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// Frames over TCP, at `host:port`.
     Tcp(String),
@@ -111,20 +108,6 @@ impl fmt::Display for Address {
             Self::Nats(_) => "nats://",
         };
         write!(f, "{scheme}{}", self.place())
-    }
-}
-
-impl TryFrom<String> for Address {
-    type Error = AddressError;
-
-    fn try_from(text: String) -> Result<Self, AddressError> {
-        text.parse()
-    }
-}
-
-impl From<Address> for String {
-    fn from(address: Address) -> Self {
-        address.to_string()
     }
 }
 

@@ -139,7 +139,7 @@ impl Client {
 }
 
 /// Returns the cryptography that is used.
-pub fn provider() -> Arc<CryptoProvider> {
+fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 

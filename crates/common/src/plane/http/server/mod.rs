@@ -10,7 +10,7 @@ use futures::Stream;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, service::interceptor::InterceptedService, transport::Server};
-use tonic_health::ServingStatus;
+use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{error, warn};
 
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, answer_within, pipe::Pipe};
@@ -70,6 +70,8 @@ pub(in crate::plane) async fn serve(
         door.admit(request.metadata()).map(|()| request)
     });
     let (reporter, health) = tonic_health::server::health_reporter();
+    let mut ready = asked.is_ready();
+    tell(&reporter, ready).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -94,13 +96,7 @@ pub(in crate::plane) async fn serve(
         .add_service(reflection)
         .serve_with_incoming_shutdown(incoming(listener, cut.clone()), stopped);
     let tell_health = async {
-        let tell = async |status| {
-            for service in ["", "stator.worker.v1.Worker"] {
-                reporter.set_service_status(service, status).await;
-            }
-        };
         let mut look = time::interval(LOOK_EVERY);
-        let mut ready = None;
         loop {
             tokio::select! {
                 biased;
@@ -108,16 +104,11 @@ pub(in crate::plane) async fn serve(
                 _ = look.tick() => {}
             }
             let now = asked.is_ready();
-            if ready.replace(now) != Some(now) {
-                tell(if now {
-                    ServingStatus::Serving
-                } else {
-                    ServingStatus::NotServing
-                })
-                .await;
+            if std::mem::replace(&mut ready, now) != now {
+                tell(&reporter, now).await;
             }
         }
-        tell(ServingStatus::NotServing).await;
+        tell(&reporter, false).await;
         std::future::pending::<()>().await;
     };
     let too_late = async {
@@ -130,6 +121,18 @@ pub(in crate::plane) async fn serve(
         },
         () = tell_health => {}
         () = too_late => {}
+    }
+}
+
+/// Tells who asks for health whether requests are served.
+async fn tell(reporter: &HealthReporter, ready: bool) {
+    let status = if ready {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    for service in ["", "stator.worker.v1.Worker"] {
+        reporter.set_service_status(service, status).await;
     }
 }
 
