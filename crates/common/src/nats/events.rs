@@ -39,8 +39,12 @@ pub(super) fn told(
                 warn!(%servers, "the connection to NATS is lost; trying to get it back");
                 lives.end();
             }
-            Event::Connected => debug!(%servers, "a connection to NATS"),
-            Event::LameDuckMode => info!(%servers, "the NATS server is about to stop"),
+            Event::Connected => {
+                debug!(%servers, "a connection to NATS");
+            }
+            Event::LameDuckMode => {
+                info!(%servers, "the NATS server is about to stop");
+            }
             Event::SlowConsumer(subscription) => {
                 warn!(
                     subscription,
@@ -48,7 +52,7 @@ pub(super) fn told(
                 );
             }
             Event::ServerError(error) => {
-                warn!(%servers, %error, "the NATS server refuses something")
+                warn!(%servers, %error, "the NATS server refuses something");
             }
             Event::ClientError(error) => debug!(%servers, %error, "no connection to NATS yet"),
             Event::Draining | Event::Closed => {}

@@ -271,6 +271,17 @@ fn cost(bytes: usize) -> u64 {
     bytes as u64 + MESSAGE
 }
 
+/// What a message is for.
+#[derive(Clone, Copy)]
+enum Kind<'a> {
+    Data(&'a [u8]),
+    /// Tells what was read, and nothing else.
+    Read,
+    /// Asks for the peer: the server answers if there is none.
+    Probe,
+    Close,
+}
+
 impl Outbox {
     /// Sends a message, if the library takes one. It takes it whole.
     fn poll_send(
@@ -302,15 +313,6 @@ impl Outbox {
         self.closed |= last;
         Poll::Ready(Ok(()))
     }
-}
-
-enum Kind<'a> {
-    Data(&'a [u8]),
-    /// Tells what was read, and nothing else.
-    Read,
-    /// Asks for the peer: the server answers if there is none.
-    Probe,
-    Close,
 }
 
 impl AsyncRead for ReadHalf {
