@@ -3,7 +3,8 @@
 //!
 //! Each module answers one question: [`code`] why something was refused, [`ids`] what things are
 //! called, [`proto`] what processes say to each other, [`card`] what a worker is, [`discovery`]
-//! which workers there are, [`plane`] how requests reach them, [`events`] how news spreads, [`process`] whether a process is still the same, [`drain`] when to stop,
+//! which workers there are, [`plane`] how requests reach them, [`events`] how news spreads, [`nats`] how a NATS server is
+//! reached that may carry both, [`process`] whether a process is still the same, [`drain`] when to stop,
 //! [`scratch`] where temporary files go, [`settings`] what every role lets a person set, [`telemetry`] what is
 //! going on, [`tls`] how certificates are used. It knows neither vLLM nor the OpenAI API.
 
@@ -13,6 +14,7 @@ pub mod discovery;
 pub mod drain;
 pub mod events;
 pub mod ids;
+pub mod nats;
 pub mod plane;
 pub mod process;
 pub mod proto;

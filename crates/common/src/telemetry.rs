@@ -13,9 +13,9 @@ const LATENCY_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
 
-/// What is logged unless told otherwise. The ZMQ library tells of every connection that ends, and that of Kubernetes of
-/// every try that fails, which we do where it matters.
-const DEFAULT_FILTER: &str = "info,zeromq=warn,kube_client=off,kube_runtime=off";
+/// What is logged unless told otherwise. The libraries of ZMQ and NATS tell of every connection that ends, and that of
+/// Kubernetes of every try that fails, which we do where it matters.
+const DEFAULT_FILTER: &str = "info,zeromq=warn,async_nats=warn,kube_client=off,kube_runtime=off";
 
 /// How often recorded values are folded into their buckets, which bounds the memory between two scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);

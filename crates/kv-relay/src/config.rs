@@ -7,11 +7,16 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     discovery::{self, Discovery, OpenError},
+    nats::Nats,
+    process,
     settings::{
-        self, DiscoveryBackend, EtcdSettings, FileError, KubernetesSettings, SecretError,
+        self, DiscoveryBackend, EtcdSettings, EventPlane, FileError, KubernetesSettings,
+        NatsSettings, NatsSettingsError, SecretError,
         environment::{self, Row},
     },
 };
+
+use crate::Place;
 
 /// The port that relays publish on unless told otherwise, and where workers say that theirs is. Questions come on
 /// the next one.
@@ -24,6 +29,7 @@ const ENVIRONMENT: &[Row] = &[
         &["STATOR_DISCOVERY_BACKEND", "DYN_DISCOVERY_BACKEND"],
     ),
     ("discovery-path", &["STATOR_FILE_KV", "DYN_FILE_KV"]),
+    ("event-plane", &["STATOR_EVENT_PLANE", "DYN_EVENT_PLANE"]),
     ("host", &["STATOR_KV_RELAY_HOST"]),
     ("port", &["STATOR_KV_RELAY_PORT"]),
     ("system-host", &["STATOR_SYSTEM_HOST", "DYN_SYSTEM_HOST"]),
@@ -67,6 +73,15 @@ struct Settings {
     #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
     kubernetes: KubernetesSettings,
 
+    /// How processors are told: straight (zmq), or over a NATS server [default: zmq].
+    #[arg(long, value_name = "PLANE")]
+    event_plane: Option<EventPlane>,
+
+    /// How the NATS server is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    nats: NatsSettings,
+
     /// Address to publish on; whoever reaches it may listen [default: 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
@@ -100,6 +115,11 @@ pub struct Config {
     /// How Kubernetes is reached.
     #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
     pub kubernetes: KubernetesSettings,
+    /// How processors are told. Default `zmq`.
+    pub event_plane: EventPlane,
+    /// How the NATS server is reached.
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    pub nats: NatsSettings,
     /// Address to publish on. Default 127.0.0.1: this machine only.
     pub host: IpAddr,
     /// Port to publish on; questions come on the next one. 0 takes two free ones. Default 5590.
@@ -117,6 +137,8 @@ impl Default for Config {
             discovery_path: None,
             etcd: EtcdSettings::default(),
             kubernetes: KubernetesSettings::default(),
+            event_plane: EventPlane::Zmq,
+            nats: NatsSettings::default(),
             host: [127, 0, 0, 1].into(),
             port: PORT,
             system_host: [127, 0, 0, 1].into(),
@@ -134,6 +156,25 @@ impl Config {
         let path = self.discovery_path.as_deref();
         discovery::open(self.discovery_backend, path, &self.etcd, &self.kubernetes).await
     }
+
+    /// Returns where to publish.
+    pub fn place(&self) -> Place {
+        match self.event_plane {
+            EventPlane::Zmq => Place::Zmq {
+                host: self.host,
+                port: self.port,
+            },
+            EventPlane::Nats => Place::Nats {
+                nats: Nats::new(self.nats.clone(), "stator-kv-relay"),
+                name: node_name(),
+            },
+        }
+    }
+}
+
+/// Returns under which name the relay of this machine publishes at a NATS server.
+pub fn node_name() -> String {
+    format!("node-{}", process::machine())
 }
 
 /// Why the configuration could not be loaded.
@@ -149,6 +190,8 @@ pub enum ConfigError {
     Merge(Box<toml::ser::Error>),
     #[error(transparent)]
     Secret(#[from] SecretError),
+    #[error(transparent)]
+    Nats(#[from] NatsSettingsError),
 }
 
 /// Loads the configuration.
@@ -159,11 +202,11 @@ pub enum ConfigError {
 /// [`ConfigError`].
 pub fn load(cli: &Cli, variable: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
     let mut merged = settings::read_file(cli.config.as_deref())?;
-    let rows = ENVIRONMENT
+    let shared = environment::ETCD
         .iter()
-        .chain(environment::ETCD)
         .chain(environment::KUBERNETES)
-        .copied();
+        .chain(environment::NATS);
+    let rows = ENVIRONMENT.iter().chain(shared).copied();
     let from_environment = Cli::command()
         .try_get_matches_from(environment::command_line(rows, &variable))
         .and_then(|matches| Cli::from_arg_matches(&matches))
@@ -175,7 +218,8 @@ pub fn load(cli: &Cli, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     }
     let config: Result<Config, _> = merged.try_into();
     let mut config = config.map_err(|error| ConfigError::Value(Box::new(error)))?;
-    config.etcd.read_password(variable)?;
+    config.etcd.read_password(&variable)?;
+    config.nats.complete(&variable)?;
     Ok(config)
 }
 

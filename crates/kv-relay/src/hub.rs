@@ -38,7 +38,7 @@ pub(crate) type Desks = Arc<Mutex<HashMap<ViewId, mpsc::Sender<Ask>>>>;
 
 /// Runs until nobody has anything to tell.
 pub(crate) async fn run(
-    mut outlet: impl Outlet,
+    mut outlet: Box<dyn Outlet>,
     mut outgoing: mpsc::Receiver<Outgoing>,
     desks: Desks,
 ) {

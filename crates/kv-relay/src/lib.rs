@@ -23,5 +23,5 @@ mod view;
 pub use mirror::{Mirror, Notice, Pending};
 pub use order::{Order, Verdict};
 pub use outbox::Outbox;
-pub use relay::{Relay, RelayError};
+pub use relay::{Place, Relay, RelayError};
 pub use view::View;

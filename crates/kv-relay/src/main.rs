@@ -28,7 +28,8 @@ async fn main() -> anyhow::Result<()> {
         .await
         .context("open the place of discovery")?;
     let node = Node::bind(&config, discovery).await.context("bind")?;
-    info!(addr = %node.relay().addr(), "relay bound");
+    let at = node.relay().advertised(&config.host.to_string());
+    info!(at = at.endpoint, "relay bound");
     // A relay has nothing to finish.
     drain::run(Duration::ZERO, |drain| node.serve(telemetry, drain)).await
 }

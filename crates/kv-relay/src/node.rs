@@ -32,7 +32,7 @@ impl Node {
     /// # Errors
     /// A port cannot be bound.
     pub async fn bind(config: &Config, discovery: Arc<dyn Discovery>) -> anyhow::Result<Self> {
-        let relay = Relay::bind(config.host, config.port).await?;
+        let relay = Relay::bind(config.place()).await?;
         let system = match u16::try_from(config.system_port) {
             Ok(port) => {
                 let address = SocketAddr::new(config.system_host, port);

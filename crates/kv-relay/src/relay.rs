@@ -10,7 +10,12 @@ use std::{
 use parking_lot::Mutex;
 use stator_common::{
     WorkerId, card,
-    events::{ViewId, plane::PlaneError, zmq},
+    events::{
+        ViewId, nats,
+        plane::{Outlet, PlaneError},
+        zmq,
+    },
+    nats::Nats,
 };
 use stator_engine::kv_events::Endpoints;
 use tokio::{runtime, sync::mpsc};
@@ -38,13 +43,28 @@ pub enum RelayError {
     Thread(#[from] io::Error),
 }
 
+/// Where a relay publishes.
+#[derive(Clone)]
+pub enum Place {
+    /// On two ports of this machine: news, and questions on the next one. 0: two free ones.
+    Zmq { host: IpAddr, port: u16 },
+    /// At a NATS server, under a name.
+    Nats { nats: Nats, name: String },
+}
+
+/// Where it was bound.
+enum Bound {
+    Zmq(zmq::Ports),
+    Nats(card::Relay),
+}
+
 /// A relay. Dropping it ends it.
 pub struct Relay {
     /// Where its tasks run.
     runtime: runtime::Handle,
     /// Ends the thread of that runtime, if it is the relay's own.
     _thread: Option<DropGuard>,
-    ports: zmq::Ports,
+    bound: Bound,
     out: mpsc::Sender<Outgoing>,
     desks: Desks,
     kept: Mutex<HashMap<ViewId, Kept>>,
@@ -58,21 +78,28 @@ struct Kept {
 impl Relay {
     /// Binds the event plane, and keeps no view yet.
     ///
-    /// - `port`: of what is published; questions come on the next one. 0: two free ones.
-    ///
     /// # Errors
-    /// [`PlaneError::Listen`].
-    pub async fn bind(host: IpAddr, port: u16) -> Result<Self, PlaneError> {
+    /// [`PlaneError::Listen`] and [`PlaneError::Nats`].
+    pub async fn bind(place: Place) -> Result<Self, PlaneError> {
         metrics::describe();
-        let outlet = zmq::Outlet::bind(host, port).await?;
-        let ports = outlet.ports();
+        let (outlet, bound): (Box<dyn Outlet>, _) = match place {
+            Place::Zmq { host, port } => {
+                let outlet = zmq::Outlet::bind(host, port).await?;
+                let ports = outlet.ports();
+                (Box::new(outlet), Bound::Zmq(ports))
+            }
+            Place::Nats { nats, name } => {
+                let outlet = nats::Outlet::bind(&nats, &name).await?;
+                (Box::new(outlet), Bound::Nats(nats::advertised(&name)))
+            }
+        };
         let (out, outgoing) = mpsc::channel(OUTGOING);
         let desks = Desks::default();
         tokio::spawn(hub::run(outlet, outgoing, desks.clone()));
         Ok(Self {
             runtime: runtime::Handle::current(),
             _thread: None,
-            ports,
+            bound,
             out,
             desks,
             kept: Mutex::default(),
@@ -84,7 +111,7 @@ impl Relay {
     ///
     /// # Errors
     /// [`RelayError`].
-    pub async fn bind_apart(host: IpAddr, port: u16) -> Result<Self, RelayError> {
+    pub async fn bind_apart(place: Place) -> Result<Self, RelayError> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -95,7 +122,7 @@ impl Relay {
             .name("kv-relay".to_owned())
             .spawn(move || runtime.block_on(stopped))?;
         let thread = Some(stop.drop_guard());
-        let bound = handle.spawn(Self::bind(host, port)).await;
+        let bound = handle.spawn(Self::bind(place)).await;
         let relay = bound.expect("binding does not panic")?;
         Ok(Self {
             _thread: thread,
@@ -103,16 +130,22 @@ impl Relay {
         })
     }
 
-    /// Returns the bound address of what is published.
-    pub fn addr(&self) -> SocketAddr {
-        self.ports.news
+    /// Returns the bound address of what is published, where it is published on a port.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        match &self.bound {
+            Bound::Zmq(ports) => Some(ports.news),
+            Bound::Nats(_) => None,
+        }
     }
 
     /// Returns where followers find this relay.
     ///
     /// - `host`: under which they reach this machine.
     pub fn advertised(&self, host: &str) -> card::Relay {
-        self.ports.advertised(host)
+        match &self.bound {
+            Bound::Zmq(ports) => ports.advertised(host),
+            Bound::Nats(relay) => relay.clone(),
+        }
     }
 
     /// Keeps a view from here on, of the engine that is heard there. Of the same one again, nothing changes.

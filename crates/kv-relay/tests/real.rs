@@ -2,13 +2,14 @@
 
 mod support;
 
+use stator_common::nats::Nats;
 use stator_engine::{Config, Engine, Launch, Spawn, Waits, kv_events::Publisher};
 use stator_testkit::{
     ports,
     vllm::{self, Vllm},
     wait::PATIENCE,
 };
-use support::{Known, compute, names, outputs, relay, said};
+use support::{Known, compute, names, on_port, outputs, relay, said};
 
 /// Tokens in a block (`testkit::vllm::FLAGS`).
 const BLOCK: usize = 32;
@@ -49,9 +50,9 @@ async fn a_follower_knows_what_a_real_engine_holds_through_resets_and_relays() {
     let endpoints = publisher.endpoints(resolved.as_ref(), 0, "127.0.0.1");
     assert_eq!(endpoints, publisher.endpoints(None, 0, "127.0.0.1"));
 
-    let port = ports::free_row(2);
-    let first = relay(port, &endpoints).await;
-    let mut known = Known::follow(&first);
+    let place = on_port(ports::free_row(2));
+    let first = relay(&place, &endpoints).await;
+    let mut known = Known::follow(&first, Nats::default());
     compute(&engine, &mut outputs, 190..390).await;
     known.until(&names(190..390, BLOCK)).await;
     // More than the cache holds: blocks go as others come.
@@ -65,7 +66,7 @@ async fn a_follower_knows_what_a_real_engine_holds_through_resets_and_relays() {
     // The relay is killed in the middle, and another one knows it all again.
     drop(first);
     compute(&engine, &mut outputs, 20..370).await;
-    let _second = relay(port, &endpoints).await;
+    let _second = relay(&place, &endpoints).await;
     compute(&engine, &mut outputs, 21..371).await;
     known.until(&said(&endpoints, 15).await).await;
     known.resynced().await;

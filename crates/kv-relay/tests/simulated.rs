@@ -4,13 +4,15 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
+use stator_common::{nats::Nats, settings::NatsSettings};
 use stator_engine::{
     Attach, Config, Engine, Launch, Waits,
     kv_events::{Endpoints, Publisher},
 };
+use stator_kv_relay::Place;
 use stator_sim::{Handle, Sim};
-use stator_testkit::{ports, vllm, wait::PATIENCE};
-use support::{Known, Outputs, compute, names, outputs, relay, said};
+use stator_testkit::{nats::NatsServer, ports, vllm, wait::PATIENCE};
+use support::{Known, Outputs, compute, names, on_port, outputs, relay, said};
 
 const BLOCK: usize = 8;
 
@@ -82,10 +84,59 @@ fn config_of(folder: &Path, port: u16) -> Config {
 #[tokio::test]
 async fn a_follower_knows_what_a_simulated_engine_holds_through_the_lives_of_both() {
     let stage = Stage::new();
+    let place = on_port(stage.port + 3);
+    through_the_lives(&stage, place, nats("nats://localhost:4222")).await;
+}
+
+#[tokio::test]
+async fn over_nats_a_follower_knows_the_same() {
+    let Some(server) = NatsServer::start().await else {
+        return;
+    };
+    let nats = nats(&server.url());
+    through_the_lives(&Stage::new(), at(&nats), nats.clone()).await;
+}
+
+#[tokio::test]
+async fn a_nats_server_that_starts_again_costs_a_follower_nothing_but_a_moment() {
+    let Some(mut server) = NatsServer::start().await else {
+        return;
+    };
+    let stage = Stage::new();
+    let (_sim, engine, mut outputs) = stage.engine().await;
+    let nats = nats(&server.url());
+    let relay = relay(&at(&nats), &stage.endpoints).await;
+    let mut known = Known::follow(&relay, nats);
+    compute(&engine, &mut outputs, 10..40).await;
+    known.until(&names(10..40, BLOCK)).await;
+    server.kill();
+    compute(&engine, &mut outputs, 200..230).await;
+    known.until_lost().await;
+    server.restart().await;
+    known.until(&said(&stage.endpoints, 2).await).await;
+    compute(&engine, &mut outputs, 300..330).await;
+    known.until(&said(&stage.endpoints, 3).await).await;
+}
+
+fn nats(server: &str) -> Nats {
+    let settings = NatsSettings {
+        server: vec![server.to_owned()],
+        ..NatsSettings::default()
+    };
+    Nats::new(settings, "test")
+}
+
+fn at(nats: &Nats) -> Place {
+    Place::Nats {
+        nats: nats.clone(),
+        name: "test".to_owned(),
+    }
+}
+
+async fn through_the_lives(stage: &Stage, place: Place, nats: Nats) {
     let (sim, engine, mut outputs) = stage.engine().await;
-    let port = stage.port + 3;
-    let first = relay(port, &stage.endpoints).await;
-    let mut known = Known::follow(&first);
+    let first = relay(&place, &stage.endpoints).await;
+    let mut known = Known::follow(&first, nats);
 
     compute(&engine, &mut outputs, 10..40).await;
     known.until(&names(10..40, BLOCK)).await;
@@ -101,7 +152,7 @@ async fn a_follower_knows_what_a_simulated_engine_holds_through_the_lives_of_bot
     drop(first);
     known.until_lost().await;
     compute(&engine, &mut outputs, 500..530).await;
-    let _second = relay(port, &stage.endpoints).await;
+    let _second = relay(&place, &stage.endpoints).await;
     known.until(&said(&stage.endpoints, 8).await).await;
     known.resynced().await;
     known.until(&said(&stage.endpoints, 8).await).await;

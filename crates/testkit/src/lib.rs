@@ -1,10 +1,10 @@
 //! What stands around the thing under test, written once: the worker behind a processor, the
 //! processor in front of a worker, the HTTP client, the model, the processes, a real vLLM
-//! and a real etcd, and an API server of Kubernetes, played.
+//! a real etcd and a real NATS server, and an API server of Kubernetes, played.
 //!
 //! Each module answers one question: [`client`] what a processor asks of a worker, [`etcd`] a real one to
 //! register in, [`http`] what a
-//! client sees on the wire, [`kubernetes`] what pods there are, [`model`] what is served, [`ports`] where something can listen,
+//! client sees on the wire, [`kubernetes`] what pods there are, [`model`] what is served, [`nats`] a real one to talk by, [`ports`] where something can listen,
 //! [`process`] what runs and how it is ended, [`relay`] who tells what caches hold, [`vllm`] where a real engine is found and how it is
 //! started by hand, [`wait`] when something holds, [`worker`] what a processor meets.
 //!
@@ -19,6 +19,7 @@ pub mod etcd;
 pub mod http;
 pub mod kubernetes;
 pub mod model;
+pub mod nats;
 pub mod ports;
 pub mod process;
 pub mod relay;

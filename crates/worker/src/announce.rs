@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use stator_common::plane::Address;
 use tracing::{info, warn};
 
 use crate::{
@@ -39,6 +40,12 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         "not encrypted"
     } else {
         "encrypted"
+    };
+    let over_nats = matches!(plane.bound, Address::Nats(_));
+    let whom = if over_nats {
+        "whom the NATS server lets in"
+    } else {
+        reach(plane.ip)
     };
     let system = match listeners.system {
         Some(address) => format!(
@@ -87,14 +94,12 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         _ => String::new(),
     };
     info!(
-        "open: requests on {} (told to others as {}) for {}, {asked}, {encrypted}{engine}{sides}{relay}{events}; {system}; \
+        "open: requests on {} (told to others as {}) for {whom}, {asked}, {encrypted}{engine}{sides}{relay}{events}; {system}; \
          discovery: {}",
-        plane.bound,
-        plane.advertised,
-        reach(plane.ip),
-        listeners.discovery,
+        plane.bound, plane.advertised, listeners.discovery,
     );
-    if !plane.ip.is_loopback() && config.plane_token.is_none() && tls.ca.is_none() {
+    let guarded = config.plane_token.is_some() || tls.ca.is_some();
+    if !over_nats && !plane.ip.is_loopback() && !guarded {
         warn!(
             "whoever reaches {} can use the engine; close it with --plane-token-file or --host 127.0.0.1",
             plane.bound

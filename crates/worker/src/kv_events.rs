@@ -10,13 +10,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use stator_common::{WorkerId, card, events::ViewId, process};
+use stator_common::{
+    WorkerId, card,
+    events::{self, ViewId},
+    nats::Nats,
+    process,
+};
 use stator_engine::kv_events::{Endpoints, Publisher};
-use stator_kv_relay::{Relay, config::PORT as RELAY_PORT};
+use stator_kv_relay::{
+    Place, Relay,
+    config::{PORT as RELAY_PORT, node_name},
+};
 use tracing::warn;
 
 use crate::{
-    cli::KvRelay,
+    cli::{EventPlane, KvRelay},
     config::{Config, ConfigError},
     handler::Serving,
     launch, network,
@@ -126,23 +134,39 @@ impl KvEvents {
 
     /// Binds the relay of this process, or finds that of this machine, if the configuration wants one.
     ///
+    /// - `nats`: for the event plane of that name; there `id` is what the relay is called.
     /// - `bind`: the address that the worker listens on.
     /// - `advertised`: host under which others reach it.
     ///
     /// # Errors
-    /// The relay's ports cannot be bound; its address is none.
+    /// The relay's ports cannot be bound; its address is none; there is no NATS server.
     pub(crate) async fn start_relay(
         &mut self,
         config: &Config,
+        nats: &Nats,
+        id: &WorkerId,
         bind: IpAddr,
         advertised: &str,
     ) -> anyhow::Result<()> {
         self.relay = match config.kv_relay {
             KvRelay::Off => None,
             KvRelay::Embedded => {
-                let relay = Relay::bind_apart(bind, config.kv_relay_port).await?;
+                let place = match config.event_plane() {
+                    EventPlane::Zmq => Place::Zmq {
+                        host: bind,
+                        port: config.kv_relay_port,
+                    },
+                    EventPlane::Nats => Place::Nats {
+                        nats: nats.clone(),
+                        name: id.0.clone(),
+                    },
+                };
+                let relay = Relay::bind_apart(place).await?;
                 let at = relay.advertised(advertised);
                 Some(Heard::Here(relay, at))
+            }
+            KvRelay::Node if config.event_plane() == EventPlane::Nats => {
+                Some(Heard::ByNode(events::nats::advertised(&node_name())))
             }
             KvRelay::Node => {
                 let (host, port) = match &config.kv_relay_address {
@@ -159,10 +183,10 @@ impl KvEvents {
         Ok(())
     }
 
-    /// Returns the address of the relay in this process.
+    /// Returns the address of the relay in this process, if it has one of its own.
     pub(crate) fn relay_addr(&self) -> Option<std::net::SocketAddr> {
         match &self.relay {
-            Some(Heard::Here(relay, _)) => Some(relay.addr()),
+            Some(Heard::Here(relay, _)) => relay.addr(),
             Some(Heard::ByNode(_)) | None => None,
         }
     }

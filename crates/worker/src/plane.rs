@@ -1,11 +1,18 @@
 //! Where the worker takes requests: on which plane, bound to what, and what others are told.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use stator_common::{
     WorkerId,
-    plane::{Address, Server, ServerConfig},
+    nats::Nats,
+    plane::{
+        Address, Server, ServerConfig,
+        nats::{self, Listener},
+    },
 };
 
 use crate::{
@@ -31,13 +38,14 @@ impl Plane {
     /// Binds the listener.
     ///
     /// # Errors
-    /// It cannot be bound, or may not be open to others.
-    pub(crate) fn bind(config: &Config, id: &WorkerId) -> anyhow::Result<Self> {
+    /// It cannot be bound, or may not be open to others; there is no NATS server.
+    pub(crate) async fn bind(config: &Config, id: &WorkerId, nats: &Nats) -> anyhow::Result<Self> {
         let host = network::resolve(&config.host, config.port)
             .with_context(|| format!("resolve --host {}", config.host))?;
         let tls = &config.request_plane_tls;
         let is_guarded = config.plane_token.is_some() || tls.ca.is_some();
-        if !host.ip().is_loopback() && !is_guarded && !config.insecure_plane {
+        let listens = config.request_plane != RequestPlane::Nats;
+        if listens && !host.ip().is_loopback() && !is_guarded && !config.insecure_plane {
             return Err(ConfigError::OpenPlane(config.host.clone()).into());
         }
         let mut plane = ServerConfig::new(id.clone());
@@ -47,11 +55,17 @@ impl Plane {
             .map(|token| token.reveal().to_owned());
         plane.tls = (!tls.is_empty()).then(|| tls.files());
         let server = match config.request_plane {
-            RequestPlane::Tcp => Server::bind(host, plane),
-            RequestPlane::Http => Server::bind_http(host, plane),
-            RequestPlane::Nats => return Err(ConfigError::NatsRequests.into()),
+            RequestPlane::Tcp => Server::bind(host, plane).context("open the request plane")?,
+            RequestPlane::Http => {
+                Server::bind_http(host, plane).context("open the request plane")?
+            }
+            RequestPlane::Nats => {
+                let subject = nats::subject(&config.namespace, id);
+                let listener = Listener::bind(nats, subject).await;
+                let listener = listener.context("take requests over NATS")?;
+                Server::on(Arc::new(listener), plane)
+            }
         };
-        let server = server.context("open the request plane")?;
         let bound = server.address()?;
         let advertised_host = match &config.advertise_host {
             Some(host) => host.trim_matches(['[', ']']).to_owned(),

@@ -15,6 +15,7 @@ use stator_common::{
     card::Role,
     discovery::{self, Discovery},
     drain::Drain,
+    nats::Nats,
     plane::Address,
     telemetry::Telemetry,
 };
@@ -90,7 +91,8 @@ impl Worker {
         discovery: Arc<dyn Discovery>,
     ) -> anyhow::Result<Self> {
         let id = WorkerId(format!("{role}-{:012x}", rand::random::<u64>() >> 16));
-        let plane = Plane::bind(&config, &id)?;
+        let nats = Nats::new(config.nats.clone(), id.0.clone());
+        let plane = Plane::bind(&config, &id, &nats).await?;
         let system = match u16::try_from(config.system_port) {
             Ok(port) => {
                 let address = network::resolve(&config.system_host, port)
@@ -105,7 +107,7 @@ impl Worker {
         let mut engines = launch::engines(&config, role, &id, host)?;
         let mut kv_events = engines.kv_events;
         let relay = kv_events
-            .start_relay(&config, plane.ip, &plane.advertised_host)
+            .start_relay(&config, &nats, &id, plane.ip, &plane.advertised_host)
             .await;
         relay.context("start the relay of KV events")?;
         if launch::steps_together(&config) {

@@ -13,6 +13,7 @@ use stator_common::{
         Change, Events, Follower, ViewId,
         follower::{Patience, Update},
     },
+    nats::Nats,
     telemetry::Telemetry,
 };
 use stator_kv_relay::{config, node::Node};
@@ -44,7 +45,7 @@ fn view(card: &Card, dp_rank: u32) -> ViewId {
 }
 
 fn follow(card: &Card) -> (Follower, Events) {
-    let (follower, events) = Follower::new(Patience::default());
+    let (follower, events) = Follower::new(Patience::default(), Nats::default());
     let relay = card.kv_events.as_ref().expect("events").relay.as_ref();
     follower.follow(&card.worker, card.model.dp_size, relay.expect("a relay"));
     (follower, events)

@@ -5,10 +5,11 @@
 //! views of what a relay tells (`proto/stator/kv/v1`, rules in `proto/README.md`).
 //!
 //! - [`view`]: what is said about caches, read from the wire and written to it.
-//! - [`plane`]: what carries it, as traits; [`zmq`] is the one plane there is.
+//! - [`plane`]: what carries it, as traits; [`zmq`] and [`nats`] are the planes there are.
 //! - [`follower`]: the subscriber.
 
 pub mod follower;
+pub mod nats;
 pub mod plane;
 pub mod view;
 pub mod zmq;

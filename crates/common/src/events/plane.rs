@@ -3,13 +3,16 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::zmq;
-use crate::card::Relay;
+use super::{nats, zmq};
+use crate::{
+    card::Relay,
+    nats::{Nats, NatsError},
+};
 
 /// Why news does not travel.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaneError {
-    #[error("'{0}' names no event plane: expected tcp://host:port")]
+    #[error("'{0}' names no event plane: expected tcp://host:port or nats://subject")]
     Address(String),
     #[error("listen on {endpoint}: {source}")]
     Listen {
@@ -20,6 +23,8 @@ pub enum PlaneError {
     Connect { endpoint: String, reason: String },
     #[error("the connection to {endpoint} is lost")]
     Lost { endpoint: String },
+    #[error(transparent)]
+    Nats(#[from] NatsError),
 }
 
 /// What a subscriber hears.
@@ -77,10 +82,18 @@ pub trait Outlet: Send {
 
 /// Connects to a relay's publisher, and subscribes.
 ///
-/// - `topics`: what the topics begin with that are subscribed to.
+/// - `nats`: the link for a relay that is reached by it.
+/// - `topics`: what the topics begin with that are subscribed to; ends in `/`.
 ///
 /// # Errors
-/// [`PlaneError::Address`] and [`PlaneError::Connect`].
-pub async fn connect(relay: &Relay, topics: &str) -> Result<Box<dyn Feed>, PlaneError> {
-    Ok(Box::new(zmq::Feed::connect(relay, topics).await?))
+/// [`PlaneError::Address`], [`PlaneError::Connect`] and [`PlaneError::Nats`].
+pub async fn connect(
+    nats: &Nats,
+    relay: &Relay,
+    topics: &str,
+) -> Result<Box<dyn Feed>, PlaneError> {
+    Ok(match nats::place(&relay.endpoint) {
+        Some(_) => Box::new(nats::Feed::connect(nats, relay, topics).await?),
+        None => Box::new(zmq::Feed::connect(relay, topics).await?),
+    })
 }

@@ -3,7 +3,7 @@
 //! A processor has a [`Client`] per worker, a worker a [`Server`] with a [`Handler`] behind it. Requests and outputs
 //! are the messages of `proto/stator/worker/v1`; what travels is told in `proto/README.md`. Two planes carry it,
 //! both over whatever [`net`] makes of an [`Address`]: [`tcp`], frames on one connection per processor-worker pair, and
-//! `http`, gRPC for everybody.
+//! `http`, gRPC for everybody. What carries the frames may also be the messages of a NATS server ([`nats`]).
 //!
 //! [`delta`] is what coalescing means, [`stream`] where a request's deltas wait for their reader.
 
@@ -11,6 +11,7 @@ mod address;
 mod client;
 pub mod delta;
 mod http;
+pub mod nats;
 pub mod net;
 mod server;
 pub mod stream;

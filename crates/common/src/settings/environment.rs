@@ -35,6 +35,16 @@ pub const ETCD: &[Row] = &[
     ("etcd-key-path", &["ETCD_AUTH_CLIENT_KEY"]),
 ];
 
+/// How the NATS server is reached, with Dynamo's names (1.6).
+pub const NATS: &[Row] = &[
+    ("nats-server", &["STATOR_NATS_SERVER", "NATS_SERVER"]),
+    ("nats-username", &["NATS_AUTH_USERNAME"]),
+    ("nats-credentials-file", &["NATS_AUTH_CREDENTIALS_FILE"]),
+    ("nats-tls-ca-cert-path", &["NATS_TLS_CA_CERT_PATH"]),
+    ("nats-tls-client-cert-path", &["NATS_TLS_CLIENT_CERT_PATH"]),
+    ("nats-tls-client-key-path", &["NATS_TLS_CLIENT_KEY_PATH"]),
+];
+
 /// The certificates of the request plane, in every role that speaks it.
 const REQUEST_PLANE_TLS: &[Row] = &[
     ("request-plane-tls-cert", &["STATOR_REQUEST_PLANE_TLS_CERT"]),
@@ -74,7 +84,11 @@ pub const DISAGGREGATION_MODE: &[&str] = &[
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {
-        let of_every_role = OF_EVERY_ROLE.iter().chain(ETCD).chain(KUBERNETES);
+        let of_every_role = OF_EVERY_ROLE
+            .iter()
+            .chain(ETCD)
+            .chain(KUBERNETES)
+            .chain(NATS);
         let of_every_role = of_every_role.chain(REQUEST_PLANE_TLS);
         of_every_role.chain(self.0).copied()
     }

@@ -7,6 +7,7 @@ pub mod environment;
 mod etcd;
 mod file;
 mod kubernetes;
+mod nats;
 mod plane_tls;
 mod secret;
 
@@ -18,6 +19,7 @@ pub use environment::{DISAGGREGATION_MODE, Variables};
 pub use etcd::EtcdSettings;
 pub use file::{FileError, read_file};
 pub use kubernetes::KubernetesSettings;
+pub use nats::{NatsSettings, NatsSettingsError};
 pub use plane_tls::RequestPlaneTls;
 pub use secret::{Secret, SecretError, plane_token};
 
@@ -33,6 +35,16 @@ pub enum DiscoveryBackend {
     Kubernetes,
     /// This process's memory: for roles that share a process.
     Mem,
+}
+
+/// How news of KV caches goes from workers to processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventPlane {
+    /// Straight from process to process.
+    Zmq,
+    /// Over a NATS server.
+    Nats,
 }
 
 /// Lays one layer of settings over another: what both have is the upper one's, in tables within tables, too.

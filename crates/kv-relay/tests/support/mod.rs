@@ -15,12 +15,13 @@ use stator_common::{
         Change, Events, Follower, Medium, ViewId,
         follower::{Patience, Update},
     },
+    nats::Nats,
 };
 use stator_engine::{
     Engine, Finish, Request, Sampling, Step, StepSink, Tokens,
     kv_events::{Endpoints, Heard, KvEvent, Source, decode},
 };
-use stator_kv_relay::Relay;
+use stator_kv_relay::{Place, Relay};
 use stator_router::hash::{self, BlockHash};
 use stator_testkit::wait::PATIENCE;
 use tokio::{sync::mpsc, time};
@@ -32,11 +33,17 @@ pub(crate) fn view() -> ViewId {
     }
 }
 
+/// Returns a place on this machine.
+pub(crate) fn on_port(port: u16) -> Place {
+    let host = [127, 0, 0, 1].into();
+    Place::Zmq { host, port }
+}
+
 /// Starts a relay of one engine.
-pub(crate) async fn relay(port: u16, endpoints: &Endpoints) -> Relay {
+pub(crate) async fn relay(place: &Place, endpoints: &Endpoints) -> Relay {
     let relay = loop {
         // A relay that was just ended lets go of its ports a moment later.
-        match Relay::bind([127, 0, 0, 1].into(), port).await {
+        match Relay::bind(place.clone()).await {
             Ok(relay) => break relay,
             Err(_) => time::sleep(Duration::from_millis(10)).await,
         }
@@ -54,11 +61,12 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    pub(crate) fn follow(relay: &Relay) -> Self {
-        let (follower, events) = Follower::new(Patience {
+    pub(crate) fn follow(relay: &Relay, nats: Nats) -> Self {
+        let patience = Patience {
             silence: Duration::from_secs(3),
             ..Patience::default()
-        });
+        };
+        let (follower, events) = Follower::new(patience, nats);
         follower.follow(&view().worker, 1, &relay.advertised("127.0.0.1"));
         Self {
             follower,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
+use stator_common::settings::NatsSettings;
 use stator_engine::handoff::ShortName;
 
 /// Most workers of one role on one machine.
@@ -124,6 +125,14 @@ pub(crate) struct Up {
     #[arg(long, visible_alias = "router-mode", default_value = "round-robin", value_name = "POLICY",
           value_parser = ["round-robin", "random", "least-loaded", "kv", "approx", "direct"], help_heading = "Routing")]
     pub(crate) router: String,
+
+    /// How workers tell processors what their caches hold, and processors each other what they booked: zmq or nats. Default: zmq.
+    #[arg(long, value_name = "PLANE", value_parser = ["zmq", "nats"], help_heading = "Routing")]
+    pub(crate) event_plane: Option<String>,
+
+    /// How the NATS server is reached, for the planes of that name. Passwords are taken from the environment, too.
+    #[command(flatten)]
+    pub(crate) nats: NatsSettings,
 
     /// When a decode worker may compute a prompt itself.
     #[arg(long, value_name = "MODE", value_parser = ["off", "fixed", "auto"], help_heading = "Routing")]

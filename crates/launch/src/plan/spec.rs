@@ -50,6 +50,9 @@ impl Plan {
         if let Some(when) = &up.prefill_dispatch {
             push(args, "--prefill-dispatch", when);
         }
+        if let Some(plane) = &up.event_plane {
+            push(args, "--event-plane", plane);
+        }
         if let Some(file) = &up.api_key_file {
             push(args, "--api-key-file", file);
         }
@@ -96,6 +99,9 @@ impl Plan {
         let engine_args = self.engine_args(role);
         if self.relays(&engine_args) {
             push(&mut spec.args, "--kv-relay", "embedded");
+        }
+        if let Some(plane) = &up.event_plane {
+            push(&mut spec.args, "--event-plane", plane);
         }
         spec.args.extend(engine_args.iter().map(OsString::from));
         if !spec.place.gpus.is_empty() {
@@ -162,6 +168,9 @@ impl Plan {
         push(args, "--discovery-path", self.dir.join("discovery"));
         push(args, "--system-port", spec.place.system_port.to_string());
         push(args, "--drain-grace", format!("{grace}ms"));
+        for (flag, value) in self.up.nats.flags() {
+            push(args, flag, value);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stator_testkit::http::{Answered, post, send};
+use stator_testkit::http::{Answered, get, post, send};
 use stator_testkit::process::{self, Signal};
 use stator_testkit::wait::{PATIENCE, PAUSE, until};
 use stator_testkit::{model, ports};
@@ -247,6 +247,23 @@ impl Launcher {
             seen += 1;
         }
         all.split_off(1)
+    }
+
+    /// Returns what the processor believes of its workers.
+    pub(crate) async fn workers(&self) -> Vec<Value> {
+        let mut answer = send(self.api, get("/workers")).await.json();
+        match answer["models"][0]["targets"].take() {
+            Value::Array(targets) => targets,
+            other => panic!("no targets: {other}"),
+        }
+    }
+
+    /// Waits until the processor has heard of every worker what it caches.
+    pub(crate) async fn until_caches_are_known(&self) {
+        let known = |target: &Value| target["cache"]["known_from"] == "events";
+        while !self.workers().await.iter().all(known) {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     pub(crate) async fn ask(&self, body: &Value) -> Answered {

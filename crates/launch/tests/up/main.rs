@@ -6,6 +6,7 @@
 mod disagg;
 mod doctor;
 mod launcher;
+mod nats;
 mod scale;
 mod start;
 mod worker;

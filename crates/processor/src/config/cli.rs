@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use serde::Serialize;
 use stator_common::settings::{
-    DiscoveryBackend, EtcdSettings, KubernetesSettings, RequestPlaneTls, Secret, Variables,
-    duration,
+    DiscoveryBackend, EtcdSettings, EventPlane, KubernetesSettings, NatsSettings, RequestPlaneTls,
+    Secret, Variables, duration,
 };
 
 use super::{ConditionalMode, ConfigError, ReasoningField, SessionAffinity};
@@ -25,6 +25,7 @@ pub(super) const ENVIRONMENT: Variables = Variables(&[
         &["STATOR_ROUTER_TEMPERATURE", "DYN_ROUTER_TEMPERATURE"],
     ),
     ("router-decode-weight", &["STATOR_ROUTER_DECODE_WEIGHT"]),
+    ("event-plane", &["STATOR_EVENT_PLANE", "DYN_EVENT_PLANE"]),
     (
         "router-replica-sync",
         &["STATOR_ROUTER_REPLICA_SYNC", "DYN_ROUTER_REPLICA_SYNC"],
@@ -233,6 +234,11 @@ pub struct Settings {
     #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
     kubernetes: KubernetesSettings,
 
+    /// How the NATS server is reached, by which some workers may be.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    nats: NatsSettings,
+
     /// How a worker is chosen for a request: round-robin, random, least-loaded, kv (by what each worker's KV cache
     /// holds, and by load), approx (the same, guessed from what each was sent lately) or direct (the one that
     /// x-stator-worker names). Without kv or approx, prefill workers are always chosen by the tokens that they
@@ -255,6 +261,10 @@ pub struct Settings {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL",
           help_heading = "Routing")]
     router_replica_sync: Option<bool>,
+
+    /// How other processors hear what this one has booked: straight (zmq), or over a NATS server [default: zmq].
+    #[arg(long, value_name = "PLANE", help_heading = "Routing")]
+    event_plane: Option<EventPlane>,
 
     /// Address of this machine under which other processors hear what this one has booked; there is no secret on it
     /// [default: 127.0.0.1, for processors of this machine only].

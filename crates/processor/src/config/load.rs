@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stator_common::settings::{self, FileError, Secret, SecretError};
+use stator_common::settings::{self, FileError, NatsSettingsError, Secret, SecretError};
 
 use super::cli::{self, Cli};
 use super::{ConditionalMode, Config};
@@ -39,6 +39,9 @@ pub enum ConfigError {
     /// A file of a secret gives none.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// How the NATS server is reached does not go together.
+    #[error(transparent)]
+    Nats(#[from] NatsSettingsError),
 }
 
 /// Loads the configuration: command line over environment over file over default.
@@ -101,6 +104,7 @@ pub fn load(
     }
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), &environment)?;
     config.etcd.read_password(&environment)?;
+    config.nats.complete(&environment)?;
     if config.api_key.iter().any(|key| key.reveal().is_empty()) {
         return Err(ConfigError::Contradiction("an api key is empty"));
     }

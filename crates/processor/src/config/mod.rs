@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 pub use stator_common::settings::{
-    DiscoveryBackend, EtcdSettings, KubernetesSettings, RequestPlaneTls, Secret,
+    DiscoveryBackend, EtcdSettings, EventPlane, KubernetesSettings, NatsSettings, RequestPlaneTls,
+    Secret,
 };
 
 use stator_router::{Bounds, Conditional, DECODING};
@@ -88,6 +89,9 @@ pub struct Config {
     /// How Kubernetes is reached.
     #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
     pub kubernetes: KubernetesSettings,
+    /// How the NATS server is reached, by which some workers may be. It is not needed before one is.
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    pub nats: NatsSettings,
     /// How a worker is chosen. Default `round-robin`.
     pub router_mode: RouterMode,
     /// With kv and approx: how freely dearer workers are chosen, as a share of the prompt by which a worker may be
@@ -99,6 +103,8 @@ pub struct Config {
     /// Whether processors in front of the same workers tell each other what they have booked. Default true; alone it
     /// costs nothing.
     pub router_replica_sync: bool,
+    /// How others hear it. Default `zmq`: on ports of this processor.
+    pub event_plane: EventPlane,
     /// Address or name of this machine under which other processors hear this one. Default 127.0.0.1: on this machine
     /// only.
     pub router_sync_host: String,
@@ -164,10 +170,12 @@ impl Default for Config {
             discovery_path: None,
             etcd: EtcdSettings::default(),
             kubernetes: KubernetesSettings::default(),
+            nats: NatsSettings::default(),
             router_mode: RouterMode::RoundRobin,
             router_temperature: 0.0,
             router_decode_weight: DECODING,
             router_replica_sync: true,
+            event_plane: EventPlane::Zmq,
             router_sync_host: "127.0.0.1".to_owned(),
             router_sync_port: 0,
             session_affinity: SessionAffinity::Header,

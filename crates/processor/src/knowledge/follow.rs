@@ -8,6 +8,7 @@ use stator_common::WorkerId;
 use stator_common::card::Card;
 use stator_common::events::follower::{Patience, Update};
 use stator_common::events::{Blocks, Change, Event, Events, Follower, ViewId};
+use stator_common::nats::Nats;
 use stator_router::{BlockHash, Source};
 use tracing::{info, warn};
 
@@ -31,10 +32,12 @@ type Views = Arc<Mutex<HashMap<ViewId, Arc<Target>>>>;
 
 impl Following {
     /// Begins to follow nobody, within a tokio runtime.
-    pub(crate) fn new(mode: RouterMode) -> Self {
+    ///
+    /// - `nats`: the link to relays that are reached by it.
+    pub(crate) fn new(mode: RouterMode, nats: Nats) -> Self {
         let views = Views::default();
         let follower = (mode == RouterMode::Kv).then(|| {
-            let (follower, events) = Follower::new(Patience::default());
+            let (follower, events) = Follower::new(Patience::default(), nats);
             // Ends with the follower.
             tokio::spawn(take_in(events, Arc::clone(&views)));
             follower

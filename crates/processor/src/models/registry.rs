@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use metrics::Counter;
 use stator_common::card::{self, Card, Role};
 use stator_common::discovery::{Event, Watch};
+use stator_common::nats::Nats;
 use stator_common::plane::{Client, ClientConfig};
 use stator_common::{BlobHash, WorkerId, tls};
 use stator_text::{reasoning, tools};
@@ -46,6 +47,7 @@ pub struct Registry {
     refused: HashMap<WorkerId, Refused>,
     loads: JoinSet<Loaded>,
     following: Following,
+    nats: Nats,
 }
 
 /// The workers of one model.
@@ -80,13 +82,15 @@ impl Registry {
     /// Returns a registry that publishes into `models`.
     ///
     /// - `tls`: how workers are known that speak TLS.
+    /// - `nats`: the link to workers and relays that are reached by it.
     pub fn new(
         models: Arc<Models>,
         metrics: Arc<Metrics>,
         config: Arc<Config>,
         tls: Option<Arc<tls::Client>>,
+        nats: Nats,
     ) -> Self {
-        let following = Following::new(config.router_mode);
+        let following = Following::new(config.router_mode, nats.clone());
         Self {
             refusals: metrics.workers_refused(),
             models,
@@ -97,6 +101,7 @@ impl Registry {
             refused: HashMap::new(),
             loads: JoinSet::new(),
             following,
+            nats,
         }
     }
 
@@ -185,6 +190,7 @@ impl Registry {
                     &self.config,
                     self.tls.as_ref(),
                     &self.following,
+                    &self.nats,
                 );
                 group.workers.push(worker);
             }
@@ -204,6 +210,7 @@ impl Registry {
                     &self.config,
                     self.tls.as_ref(),
                     &self.following,
+                    &self.nats,
                 );
                 let fingerprint = card.model.fingerprint();
                 let load = load(
@@ -377,6 +384,7 @@ fn join(
     config: &Config,
     tls: Option<&Arc<tls::Client>>,
     following: &Following,
+    nats: &Nats,
 ) -> Arc<Worker> {
     let token = config.plane_token.as_ref();
     let handoff = card.handoff.as_ref();
@@ -384,6 +392,7 @@ fn join(
     let client = ClientConfig {
         worker: Some(card.worker.clone()),
         token: token.map(|token| token.reveal().to_owned()),
+        nats: nats.clone(),
         tls: tls.cloned(),
         unclaimed: fleet.unclaimed(protocol),
         ..ClientConfig::default()

@@ -6,6 +6,7 @@ use std::time::Duration;
 use prost::Message;
 use stator_common::discovery::Peer;
 use stator_common::events::plane::{self, Heard as Said, PlaneError};
+use stator_common::nats::Nats;
 use stator_common::proto::router::Bookings;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -26,15 +27,18 @@ pub(super) enum Heard {
 /// Those that are listened to.
 pub(super) struct Listeners {
     own: Peer,
+    nats: Nats,
     hears: mpsc::Sender<Heard>,
     by_name: HashMap<String, AbortOnDropHandle<()>>,
 }
 
 impl Listeners {
     /// - `own`: who listens.
-    pub(super) fn new(own: Peer, hears: mpsc::Sender<Heard>) -> Self {
+    /// - `nats`: the link to those that are reached by it.
+    pub(super) fn new(own: Peer, nats: Nats, hears: mpsc::Sender<Heard>) -> Self {
         Self {
             own,
+            nats,
             hears,
             by_name: HashMap::new(),
         }
@@ -70,7 +74,7 @@ impl Listeners {
                 continue;
             }
             let name = peer.name.clone();
-            let task = tokio::spawn(listen(peer, self.hears.clone()));
+            let task = tokio::spawn(listen(peer, self.nats.clone(), self.hears.clone()));
             self.by_name.insert(name, AbortOnDropHandle::new(task));
         }
         gone
@@ -90,9 +94,9 @@ fn is_elsewhere(peer: &Peer, own: &Peer) -> bool {
 }
 
 /// Listens to one processor, for ever.
-async fn listen(peer: Peer, hears: mpsc::Sender<Heard>) {
+async fn listen(peer: Peer, nats: Nats, hears: mpsc::Sender<Heard>) {
     loop {
-        if let Err(error) = listen_once(&peer, &hears).await {
+        if let Err(error) = listen_once(&peer, &nats, &hears).await {
             debug!(processor = peer.name, %error, "another processor is not heard");
         }
         let lost = Heard::Lost(peer.name.clone());
@@ -103,8 +107,12 @@ async fn listen(peer: Peer, hears: mpsc::Sender<Heard>) {
     }
 }
 
-async fn listen_once(peer: &Peer, hears: &mpsc::Sender<Heard>) -> Result<(), PlaneError> {
-    let mut feed = plane::connect(&peer.events, TOPIC).await?;
+async fn listen_once(
+    peer: &Peer,
+    nats: &Nats,
+    hears: &mpsc::Sender<Heard>,
+) -> Result<(), PlaneError> {
+    let mut feed = plane::connect(nats, &peer.events, TOPIC).await?;
     loop {
         let Said::News(news) = feed.hear().await? else {
             continue;

@@ -14,11 +14,14 @@ use std::time::Duration;
 
 use prost::Message;
 use stator_common::WorkerId;
+use stator_common::card::Relay;
 use stator_common::discovery::{Discovery, DiscoveryError, Peer, Registration};
 use stator_common::events::plane::{Outlet, PlaneError};
-use stator_common::events::zmq;
+use stator_common::events::{nats, zmq};
+use stator_common::nats::Nats;
 use stator_common::process;
 use stator_common::proto::router::{Booked, Bookings};
+use stator_common::settings::EventPlane;
 use stator_router::{Load, peers};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -65,39 +68,43 @@ pub enum SyncError {
 
 /// A processor that others can hear and that hears nobody yet.
 pub(crate) struct Peers {
-    outlet: zmq::Outlet,
+    outlet: Box<dyn Outlet>,
     peer: Peer,
+    nats: Nats,
 }
 
 impl Peers {
-    /// Takes the ports, if others are to be told.
+    /// Takes its place on the event plane, if others are to be told.
+    ///
+    /// - `nats`: the link to those that are reached by it.
     ///
     /// # Errors
     /// [`SyncError`].
-    pub(crate) async fn bind(config: &Config) -> Result<Option<Self>, SyncError> {
+    pub(crate) async fn bind(config: &Config, nats: &Nats) -> Result<Option<Self>, SyncError> {
         if !config.router_replica_sync {
             return Ok(None);
         }
-        let host = &config.router_sync_host;
-        let resolved = tokio::net::lookup_host((host.as_str(), config.router_sync_port)).await;
-        let first = resolved.and_then(|mut found| {
-            let none = || std::io::Error::other("the name means no address");
-            found.next().ok_or_else(none)
-        });
-        let addr = first.map_err(|source| SyncError::Resolve {
-            host: host.clone(),
-            source,
-        })?;
-        if addr.ip().is_unspecified() {
-            return Err(SyncError::Wildcard(addr.ip()));
-        }
-        let outlet = zmq::Outlet::bind(addr.ip(), addr.port()).await?;
-        let peer = Peer {
-            name: format!("{:016x}", rand::random::<u64>()),
-            host: process::machine(),
-            events: outlet.ports().advertised(host),
+        let name = format!("{:016x}", rand::random::<u64>());
+        let (outlet, events): (Box<dyn Outlet>, _) = match config.event_plane {
+            EventPlane::Zmq => {
+                let (outlet, events) = listen(config).await?;
+                (Box::new(outlet), events)
+            }
+            EventPlane::Nats => {
+                let events = nats::advertised(&name);
+                (Box::new(nats::Outlet::bind(nats, &name).await?), events)
+            }
         };
-        Ok(Some(Self { outlet, peer }))
+        let peer = Peer {
+            name,
+            host: process::machine(),
+            events,
+        };
+        Ok(Some(Self {
+            outlet,
+            peer,
+            nats: nats.clone(),
+        }))
     }
 
     /// Tells and hears, for ever.
@@ -114,7 +121,7 @@ impl Peers {
         };
         let (found, mut there) = mpsc::channel(1);
         let (hears, mut news) = mpsc::channel(WAITING);
-        let mut listeners = Listeners::new(self.peer.clone(), hears);
+        let mut listeners = Listeners::new(self.peer.clone(), self.nats, hears);
         let mut table = Table {
             peers: peers::Peers::default(),
             models,
@@ -147,6 +154,26 @@ impl Peers {
             }
         }
     }
+}
+
+/// Listens for other processors on ports of its own.
+async fn listen(config: &Config) -> Result<(zmq::Outlet, Relay), SyncError> {
+    let host = &config.router_sync_host;
+    let resolved = tokio::net::lookup_host((host.as_str(), config.router_sync_port)).await;
+    let first = resolved.and_then(|mut found| {
+        let none = || std::io::Error::other("the name means no address");
+        found.next().ok_or_else(none)
+    });
+    let addr = first.map_err(|source| SyncError::Resolve {
+        host: host.clone(),
+        source,
+    })?;
+    if addr.ip().is_unspecified() {
+        return Err(SyncError::Wildcard(addr.ip()));
+    }
+    let outlet = zmq::Outlet::bind(addr.ip(), addr.port()).await?;
+    let events = outlet.ports().advertised(host);
+    Ok((outlet, events))
 }
 
 /// Makes a processor known; absent where none can be.
@@ -242,14 +269,14 @@ fn targets(models: &Models) -> impl Iterator<Item = Arc<Target>> {
 
 /// What this processor says.
 struct Voice {
-    outlet: zmq::Outlet,
+    outlet: Box<dyn Outlet>,
     bookings: Bookings,
     topic: String,
     told: Option<Instant>,
 }
 
 impl Voice {
-    fn new(outlet: zmq::Outlet, name: String) -> Self {
+    fn new(outlet: Box<dyn Outlet>, name: String) -> Self {
         Self {
             outlet,
             topic: format!("{TOPIC}{name}"),

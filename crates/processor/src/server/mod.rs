@@ -26,6 +26,7 @@ use anyhow::Context;
 use futures::future::OptionFuture;
 use stator_common::discovery::{self, Discovery, OpenError};
 use stator_common::drain::Drain;
+use stator_common::nats::Nats;
 use tracing::info;
 
 use crate::App;
@@ -93,6 +94,8 @@ pub struct Processor {
     peers: Option<Peers>,
     /// How workers are known that speak TLS.
     plane_tls: Option<Arc<stator_common::tls::Client>>,
+    /// The link to what is reached by a NATS server.
+    nats: Nats,
 }
 
 impl Processor {
@@ -104,10 +107,12 @@ impl Processor {
         listener::raise_file_limit();
         let listener = listener::Listener::bind(&config).await?;
         let system = system::System::bind(&config).await?;
-        let peers = Peers::bind(&config).await?;
+        let nats = Nats::new(config.nats.clone(), "stator-processor");
+        let peers = Peers::bind(&config, &nats).await?;
         let plane_tls = plane_tls(&config)?;
         Ok(Self {
             plane_tls,
+            nats,
             config: Arc::new(config),
             listener,
             system,
@@ -137,6 +142,7 @@ impl Processor {
             Arc::clone(&metrics),
             Arc::clone(&self.config),
             self.plane_tls.clone(),
+            self.nats,
         );
         let plane_tls = async move {
             match self.plane_tls {

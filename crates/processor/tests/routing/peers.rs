@@ -71,7 +71,7 @@ async fn what_one_has_booked_is_weighed_by_the_other_until_it_is_gone() {
     until_open(again.addr, 2).await;
     until_known(one.addr, 1, 0).await;
     until_known(again.addr, 1, 1).await;
-    first.send(stator_common::plane::plane::delta::failed(
+    first.send(stator_common::plane::delta::failed(
         0,
         stator_common::Code::InvalidRequest,
         "enough",

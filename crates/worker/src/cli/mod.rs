@@ -5,7 +5,7 @@ mod settings;
 use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-pub use stator_common::settings::DiscoveryBackend;
+pub use stator_common::settings::{DiscoveryBackend, EventPlane};
 use stator_common::{
     card::Role,
     settings::{DISAGGREGATION_MODE, Variables},
@@ -15,7 +15,7 @@ use stator_engine::{
     introspect::{self, Installed, IntrospectError},
 };
 
-pub use settings::{EngineKind, EventPlane, KvRelay, Mode, RequestPlane, Settings};
+pub use settings::{EngineKind, KvRelay, Mode, RequestPlane, Settings};
 pub use stator_common::settings::deprecated::Renamed;
 
 use crate::python::{self, PythonError};

@@ -6,7 +6,10 @@ use clap::{ValueEnum, builder::BoolishValueParser};
 use serde::{Deserialize, Serialize};
 use stator_common::{
     card::{Endpoint, Role},
-    settings::{DiscoveryBackend, EtcdSettings, KubernetesSettings, RequestPlaneTls, duration},
+    settings::{
+        DiscoveryBackend, EtcdSettings, EventPlane, KubernetesSettings, NatsSettings,
+        RequestPlaneTls, duration,
+    },
 };
 use stator_engine::handoff::ShortName;
 
@@ -107,6 +110,11 @@ pub struct Settings {
     #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
     pub kubernetes: KubernetesSettings,
 
+    /// How the NATS server is reached.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    pub nats: NatsSettings,
+
     /// How requests come: tcp (frames, the fastest), http (gRPC) or nats [default: tcp].
     #[arg(long, value_name = "PLANE", help_heading = "Request plane")]
     pub request_plane: Option<RequestPlane>,
@@ -116,7 +124,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "RequestPlaneTls::is_empty")]
     pub request_plane_tls: RequestPlaneTls,
 
-    /// How events about KV go: zmq is the one there is [default: zmq].
+    /// How events about KV go: straight (zmq), or over a NATS server [default: zmq].
     #[arg(long, value_name = "PLANE", help_heading = "Listeners")]
     pub event_plane: Option<EventPlane>,
 
@@ -138,7 +146,7 @@ pub struct Settings {
           value_parser = BoolishValueParser::new(), help_heading = "KV events")]
     pub enable_kv_events: Option<bool>,
 
-    /// What carries KV events: zmq is the one there is [default: zmq].
+    /// The same as --event-plane, in Dynamo's words.
     #[arg(long, value_name = "PLANE", help_heading = "KV events")]
     pub kv_events_publisher_type: Option<EventPlane>,
 
@@ -280,16 +288,6 @@ pub enum KvRelay {
     Node,
     /// This worker.
     Embedded,
-}
-
-/// How events go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EventPlane {
-    /// Straight from process to process.
-    Zmq,
-    /// Over a NATS server.
-    Nats,
 }
 
 /// What kind of worker is meant, in Dynamo's words.

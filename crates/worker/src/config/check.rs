@@ -5,7 +5,7 @@ use stator_engine::flags::Given;
 
 use super::{Config, ConfigError};
 use crate::{
-    cli::{EngineKind, EventPlane, RequestPlane},
+    cli::{EngineKind, RequestPlane},
     launch,
 };
 
@@ -20,18 +20,19 @@ pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
     check_role(config, role)?;
     config.transfer(role)?;
     config.handoff(role)?;
-    if config.request_plane == RequestPlane::Nats {
-        return Err(ConfigError::NatsRequests);
+    if config.request_plane == RequestPlane::Nats
+        && !config.nats.is_closed()
+        && config.plane_token.is_none()
+        && !config.insecure_plane
+    {
+        return Err(ConfigError::OpenNats(config.nats.servers().join(",")));
     }
     let tls = &config.request_plane_tls;
+    if config.request_plane == RequestPlane::Nats && !tls.is_empty() {
+        return Err(ConfigError::TlsOverNats);
+    }
     if tls.ca.is_some() && tls.cert.is_none() && tls.key.is_none() {
         return Err(ConfigError::ClientsWithoutTls);
-    }
-    if config.event_plane == EventPlane::Nats {
-        return Err(ConfigError::Nats("event-plane"));
-    }
-    if config.kv_events_publisher_type == EventPlane::Nats {
-        return Err(ConfigError::Nats("kv-events-publisher-type"));
     }
     config.kv_events()?;
     if let Some(address) = &config.kv_relay_address {
@@ -104,7 +105,7 @@ fn check_headless(config: &Config) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::{super::load::tests::loaded, *};
-    use crate::cli::KvRelay;
+    use crate::cli::{EventPlane, KvRelay};
 
     #[test]
     fn a_role_without_a_hand_off_is_told_the_flag_that_works() {
@@ -193,7 +194,6 @@ mod tests {
             ..config(node)
         };
         assert!(check(&kept, Role::Agg).is_err());
-        assert!(loaded("stator-agg /m --engine sim --event-plane nats", &[]).is_err());
     }
 
     #[test]
@@ -202,7 +202,6 @@ mod tests {
         for given in [
             "--kv-events-config {\"enable_kv_cache_events\":false}",
             "--kv-events-config {\"enable_kv_cache_events\":true,\"endpoint\":\"tcp://h:1\"}",
-            "--kv-events-publisher-type nats",
             "--kv-relay-address nowhere",
         ] {
             let error = loaded(&format!("{relay} {given}"), &[]).unwrap_err();
@@ -215,6 +214,25 @@ mod tests {
         );
         let off = "stator-agg /m --engine sim --enable-kv-events --kv-events-publisher-type zmq";
         assert!(loaded(off, &[]).unwrap().enable_kv_events);
+        assert_eq!(named.event_plane(), EventPlane::Zmq);
+        for flag in ["--event-plane", "--kv-events-publisher-type"] {
+            let over = loaded(&format!("{relay} {flag} nats"), &[]).unwrap();
+            assert_eq!(over.event_plane(), EventPlane::Nats);
+        }
+    }
+
+    #[test]
+    fn a_nats_server_of_others_wants_a_login_or_a_token() {
+        let line = "stator-agg /m --engine sim --request-plane nats";
+        assert!(loaded(line, &[]).is_ok());
+        let set = ("NATS_SERVER", "nats://nats.prod:4222");
+        let error = loaded(line, &[set]).unwrap_err().to_string();
+        assert!(error.contains("--plane-token-file"), "{error}");
+        for secret in ["STATOR_PLANE_TOKEN", "NATS_AUTH_TOKEN"] {
+            let config = loaded(line, &[set, (secret, "s3cret")]).unwrap();
+            assert!(!format!("{config:?}").contains("s3cret"));
+        }
+        assert!(loaded("stator-agg /m --engine sim", &[set]).is_ok());
     }
 
     #[test]
@@ -231,7 +249,10 @@ mod tests {
         assert_eq!(named.request_plane, RequestPlane::Http);
         assert_eq!(named.request_plane_tls.cert, Some("/c".into()));
         for (given, flag) in [
-            ("--request-plane nats", "--request-plane"),
+            (
+                "--request-plane nats --request-plane-tls-ca /ca",
+                "--nats-tls-ca-cert-path",
+            ),
             ("--request-plane-tls-ca /ca", "--request-plane-tls-cert"),
         ] {
             let error = loaded(&format!("{sim} {given}"), &[]).unwrap_err();

@@ -2,7 +2,7 @@
 
 use stator_common::{
     card::{BadEndpoint, Role},
-    settings::{FileError, SecretError},
+    settings::{FileError, NatsSettingsError, SecretError},
 };
 use stator_engine::{
     handoff::{ShortName, TransferError},
@@ -75,15 +75,24 @@ pub enum ConfigError {
     },
     #[error("{0} means an encode worker, which this version does not have")]
     NoEncode(&'static str),
-    #[error("--request-plane nats: this version has no NATS; say --request-plane tcp or http")]
-    NatsRequests,
+    #[error(transparent)]
+    Nats(#[from] NatsSettingsError),
+    #[error(
+        "the NATS server at {0} may be open to whoever reaches it: log in (--nats-username, --nats-token-file, \
+         --nats-credentials-file, ..), or name a secret with --plane-token-file (or STATOR_PLANE_TOKEN), \
+         or say --insecure-plane"
+    )]
+    OpenNats(String),
+    #[error(
+        "--request-plane-tls-* are for listeners of this worker, and with --request-plane nats it has none: \
+         TLS is with the server (tls://host:port, --nats-tls-ca-cert-path)"
+    )]
+    TlsOverNats,
     #[error(
         "--request-plane-tls-ca asks processors for a certificate, which needs TLS: give \
          --request-plane-tls-cert and --request-plane-tls-key, too"
     )]
     ClientsWithoutTls,
-    #[error("--{0} nats: this version has no NATS; say --{0} zmq, or leave it out")]
-    Nats(&'static str),
     #[error(transparent)]
     KvEvents(#[from] kv_events::ConfigError),
     #[error("--kv-relay needs the engines' KV events, and --kv-events-config {0}")]

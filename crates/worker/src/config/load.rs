@@ -36,6 +36,7 @@ pub fn load(
     config.vllm = cli.vllm.clone();
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), environment)?;
     config.etcd.read_password(environment)?;
+    config.nats.complete(environment)?;
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
     }

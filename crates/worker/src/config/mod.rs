@@ -8,7 +8,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stator_common::card::{Endpoint, Role};
-pub use stator_common::settings::{EtcdSettings, KubernetesSettings, RequestPlaneTls, Secret};
+pub use stator_common::settings::{
+    EtcdSettings, KubernetesSettings, NatsSettings, RequestPlaneTls, Secret,
+};
 
 use stator_engine::{
     handoff::{HandOff, ShortName, TransferConfig},
@@ -62,6 +64,9 @@ pub struct Config {
     /// How Kubernetes is reached, and which pod this is.
     #[serde(skip_serializing_if = "KubernetesSettings::is_empty")]
     pub kubernetes: KubernetesSettings,
+    /// How the NATS server is reached.
+    #[serde(skip_serializing_if = "NatsSettings::is_empty")]
+    pub nats: NatsSettings,
 
     /// How requests come. Default `tcp`.
     pub request_plane: RequestPlane,
@@ -166,6 +171,7 @@ impl Default for Config {
             discovery_path: None,
             etcd: EtcdSettings::default(),
             kubernetes: KubernetesSettings::default(),
+            nats: NatsSettings::default(),
             request_plane: RequestPlane::Tcp,
             request_plane_tls: RequestPlaneTls::default(),
             event_plane: EventPlane::Zmq,
@@ -298,6 +304,14 @@ impl Config {
                 .to_owned()
             }),
             endpoint: self.endpoint_name.clone(),
+        }
+    }
+
+    /// Returns how news of KV caches goes: over NATS if either name of the setting says so.
+    pub fn event_plane(&self) -> EventPlane {
+        match (self.event_plane, self.kv_events_publisher_type) {
+            (EventPlane::Zmq, EventPlane::Zmq) => EventPlane::Zmq,
+            (EventPlane::Nats, _) | (_, EventPlane::Nats) => EventPlane::Nats,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
         plane::{self, Feed, Heard, PlaneError},
         view::{ViewId, topics},
     },
+    nats::Nats,
     proto::kv,
 };
 
@@ -58,6 +59,7 @@ impl Default for Patience {
 pub(super) struct Link {
     pub(super) worker: WorkerId,
     pub(super) ranks: u32,
+    pub(super) nats: Nats,
     pub(super) relay: Relay,
     pub(super) patience: Patience,
     pub(super) events: mpsc::Sender<Event>,
@@ -109,7 +111,7 @@ impl Link {
         let mut wait = self.patience.connect_first;
         let topics = topics(&self.worker);
         loop {
-            match plane::connect(&self.relay, &topics).await {
+            match plane::connect(&self.nats, &self.relay, &topics).await {
                 Ok(feed) => {
                     debug!(worker = %self.worker, relay = self.relay.endpoint, "follows");
                     let since = Instant::now();

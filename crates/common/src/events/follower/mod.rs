@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::view::{Blocks, Change, ViewId};
-use crate::{WorkerId, card::Relay};
+use crate::{WorkerId, card::Relay, nats::Nats};
 
 pub use link::Patience;
 pub use track::{Next, Track};
@@ -52,6 +52,7 @@ pub struct Follower(Arc<Shared>);
 
 struct Shared {
     patience: Patience,
+    nats: Nats,
     events: mpsc::Sender<Event>,
     followed: Mutex<HashMap<WorkerId, Followed>>,
 }
@@ -76,10 +77,13 @@ impl Events {
 
 impl Follower {
     /// Starts following nobody.
-    pub fn new(patience: Patience) -> (Self, Events) {
+    ///
+    /// - `nats`: for relays that are reached by it.
+    pub fn new(patience: Patience, nats: Nats) -> (Self, Events) {
         let (events, receiver) = mpsc::channel(EVENTS_BUFFER);
         let shared = Shared {
             patience,
+            nats,
             events,
             followed: Mutex::default(),
         };
@@ -106,6 +110,7 @@ impl Follower {
         let link = link::Link {
             worker: worker.clone(),
             ranks,
+            nats: self.0.nats.clone(),
             relay: relay.clone(),
             patience: self.0.patience,
             events: self.0.events.clone(),

@@ -10,6 +10,7 @@ use crate::{
         view::Medium,
         zmq::Outlet,
     },
+    nats::Nats,
     proto::kv,
 };
 
@@ -76,7 +77,7 @@ impl Relay {
 }
 
 fn follow(relay: &Relay, patience: Patience) -> (Follower, Events) {
-    let (follower, events) = Follower::new(patience);
+    let (follower, events) = Follower::new(patience, Nats::default());
     let at = relay.outlet.ports().advertised("127.0.0.1");
     follower.follow(&view().worker, 1, &at);
     (follower, events)

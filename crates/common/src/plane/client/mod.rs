@@ -24,6 +24,7 @@ use super::{
 use crate::{
     Code,
     ids::{BlobHash, WorkerId},
+    nats::Nats,
     proto::worker::{Delta, GenerateRequest, Load},
     tls,
 };
@@ -48,6 +49,8 @@ pub struct ClientConfig {
     pub dead_after: Duration,
     /// Seed of the back-off's jitter; default random.
     pub seed: u64,
+    /// The link for workers that are reached by NATS; default to where a server is by default.
+    pub nats: Nats,
     /// How workers are known that speak TLS. Absent: those are refused.
     pub tls: Option<Arc<tls::Client>>,
     /// Takes deltas that carry `kv_transfer_params` and that nobody will read, since their stream was
@@ -68,6 +71,7 @@ impl Default for ClientConfig {
             ping_every: PING_EVERY,
             dead_after: DEAD_AFTER,
             seed: rand::random(),
+            nats: Nats::default(),
             tls: None,
             unclaimed: Arc::new(drop),
         }
@@ -115,7 +119,7 @@ fn reach(address: &str, config: ClientConfig) -> Result<Box<dyn Reach>, String> 
         Address::Tcp(_) | Address::Http(_) => Arc::new(Tcp),
         Address::Tls(_) => over_tls(&[])?,
         Address::Https(_) => over_tls(&["h2"])?,
-        Address::Nats(_) => return Err(format!("this processor has no way to {address}")),
+        Address::Nats(_) => Arc::new(config.nats.clone()),
     };
     let address = address.to_owned();
     let place = parsed.place().to_owned();

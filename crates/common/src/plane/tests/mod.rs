@@ -4,6 +4,7 @@
 
 mod certificates;
 mod grpc;
+mod nats;
 mod peers;
 mod slow;
 mod streams;
@@ -24,6 +25,7 @@ use super::{
 use crate::{
     BlobHash, Code, WorkerId,
     drain::{self, Trigger},
+    nats::Nats,
     proto::worker::{Delta, FinishReason, GenerateRequest, Leg, Load},
 };
 
@@ -33,6 +35,15 @@ macro_rules! on_every_plane {
         on_every_plane!(@plane tcp, Tcp, $($fact),*);
         on_every_plane!(@plane http, Http, $($fact),*);
         on_every_tls_plane!($($fact),*);
+        mod nats {
+            // Another thread, since listening there waits for the server.
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+            async fn $fact() {
+                if let Some(server) = stator_testkit::nats::NatsServer::start().await {
+                    super::$fact(super::Plane::Nats(server.port())).await;
+                }
+            })*
+        }
     };
     (@plane $name:ident, $plane:ident, $($fact:ident),*) => {
         mod $name {
@@ -63,6 +74,8 @@ pub(super) enum Plane {
     Http,
     /// The http plane with certificates on both sides.
     MutualHttps,
+    /// The frames of the tcp plane by the NATS server on this port.
+    Nats(u16),
 }
 
 impl Plane {
@@ -97,12 +110,13 @@ impl Plane {
             config.tls = Some(files(dir.path(), Some(&TRUSTED), identity));
         }
         let place = address.rsplit_once('/').map_or(address, |(_, place)| place);
-        let place = place.parse().unwrap();
         let server = match self {
-            Self::Tcp | Self::MutualTls => Server::bind(place, config),
-            Self::Http | Self::MutualHttps => Server::bind_http(place, config),
+            Self::Tcp | Self::MutualTls => Server::bind(place.parse().unwrap(), config).unwrap(),
+            Self::Http | Self::MutualHttps => {
+                Server::bind_http(place.parse().unwrap(), config).unwrap()
+            }
+            Self::Nats(port) => nats::server(port, address, config),
         };
-        let server = server.unwrap();
         let address = server.address().unwrap().to_string();
         let (sender, seen) = mpsc::unbounded_channel();
         let probe = Arc::new(Probe {
@@ -129,6 +143,10 @@ impl Plane {
         let files = files(dir.path(), Some(&TRUSTED), identity);
         let tls = crate::tls::Client::load(files, Some("worker")).unwrap();
         ClientConfig {
+            nats: match self {
+                Self::Nats(port) => nats::link(port),
+                _ => Nats::default(),
+            },
             tls: self.is_encrypted().then(|| Arc::new(tls)),
             ..ClientConfig::default()
         }
@@ -136,7 +154,7 @@ impl Plane {
 
     fn is_encrypted(self) -> bool {
         match self {
-            Self::Tcp | Self::Http => false,
+            Self::Tcp | Self::Http | Self::Nats(_) => false,
             Self::MutualTls | Self::MutualHttps => true,
         }
     }
