@@ -60,9 +60,9 @@ pub async fn run<P: Plan>(
         return Ok(ExitCode::SUCCESS);
     }
     let plan = plan(config.handoff(role)?)?;
-    let worker = Worker::bind(config, role, Arc::new(plan), telemetry)
-        .await
-        .context("bind")?;
+    // Its future is large, and needed once.
+    let worker = Box::pin(Worker::bind(config, role, Arc::new(plan), telemetry));
+    let worker = worker.await.context("bind")?;
     info!(addr = %worker.address(), role = name(role), "worker bound");
     tell(&worker.preflight().await)?;
     drain::run(grace, |drain| worker.serve(drain)).await?;

@@ -278,19 +278,18 @@ impl Blocks {
                 asked ^= self.table[self.home(*mixed)];
             }
             black_box(asked);
-            for at in 0..count {
-                let place = from + at;
+            for (place, &mixed) in (from..from + count).zip(&mixed) {
                 if self.sets[place] == SetId::NOBODY {
                     continue;
                 }
-                let mut vacant = self.home(mixed[at]);
+                let mut vacant = self.home(mixed);
                 while self.table[vacant] != EMPTY {
                     vacant += 1;
                     if vacant == len {
                         vacant = 0;
                     }
                 }
-                self.table[vacant] = entry(mixed[at], place as u32);
+                self.table[vacant] = entry(mixed, place as u32);
                 self.used += 1;
             }
         }
