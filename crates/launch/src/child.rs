@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use stator_common::settings::DISAGGREGATION_MODE;
+use stator_common::settings::of_the_role;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child as TokioChild, Command};
 use tokio::sync::mpsc;
@@ -60,7 +60,7 @@ impl Child {
             command.env("RUST_LIB_BACKTRACE", "0");
         }
         // A topology says itself what each of its workers is.
-        for name in DISAGGREGATION_MODE {
+        for name in of_the_role() {
             command.env_remove(name);
         }
         // SAFETY: prctl and getppid are async-signal-safe and touch no memory of the parent.

@@ -8,7 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use stator_common::{card::Role, settings::DISAGGREGATION_MODE};
+use stator_common::{
+    card::Role,
+    settings::{DISAGGREGATION_MODE, IS_DECODE_WORKER, IS_PREFILL_WORKER, of_the_role},
+};
 
 use crate::checks;
 use crate::cli::Worker;
@@ -41,7 +44,7 @@ pub(crate) fn run(args: &Worker) -> Result<()> {
     );
     let mut command = Command::new(&program);
     command.args(&asked.rest);
-    for name in DISAGGREGATION_MODE {
+    for name in of_the_role() {
         // A flag may have overruled it.
         command.env_remove(name);
     }
@@ -123,9 +126,22 @@ fn from_environment(environment: impl Fn(&str) -> Option<String>) -> Result<Role
         let value = environment(name).filter(|value| !value.is_empty())?;
         Some((name, value))
     });
-    match set.next() {
-        Some((name, value)) => role_of(&value).with_context(|| format!("read {name}")),
-        None => Ok(Role::Agg),
+    if let Some((name, value)) = set.next() {
+        return role_of(&value).with_context(|| format!("read {name}"));
+    }
+    let is_set = |names: &[&str]| {
+        let mut values = names.iter().filter_map(|name| environment(name));
+        values.any(|value| !value.is_empty() && is_true(&value))
+    };
+    match (is_set(IS_PREFILL_WORKER), is_set(IS_DECODE_WORKER)) {
+        (false, false) => Ok(Role::Agg),
+        (true, false) => Ok(Role::Prefill),
+        (false, true) => Ok(Role::Decode),
+        (true, true) => bail!(
+            "a worker has one role, and this one is to be prefill and decode: keep one of {} and {}",
+            IS_PREFILL_WORKER.join(", "),
+            IS_DECODE_WORKER.join(", ")
+        ),
     }
 }
 
@@ -210,6 +226,9 @@ mod tests {
             assert!(read(line, &[]).is_err(), "{line}");
         }
         assert!(read("m", &[("DYN_DISAGGREGATION_MODE", "both")]).is_err());
+        let older = |name| read("m", &[(name, "true")]).unwrap().role;
+        assert_eq!(older("DYN_VLLM_IS_PREFILL_WORKER"), Role::Prefill);
+        assert_eq!(older("DYN_VLLM_IS_DECODE_WORKER"), Role::Decode);
     }
 
     #[test]

@@ -81,6 +81,17 @@ pub const DISAGGREGATION_MODE: &[&str] = &[
     "DYN_VLLM_DISAGGREGATION_MODE",
 ];
 
+/// As [`DISAGGREGATION_MODE`], with true or false for one mode each: those of `dynamo.vllm` before 1.0.
+pub const IS_PREFILL_WORKER: &[&str] = &["DYN_VLLM_IS_PREFILL_WORKER"];
+/// As [`IS_PREFILL_WORKER`].
+pub const IS_DECODE_WORKER: &[&str] = &["DYN_VLLM_IS_DECODE_WORKER"];
+
+/// Returns every variable that says what kind of worker is meant, for those who say it otherwise.
+pub fn of_the_role() -> impl Iterator<Item = &'static str> {
+    let older = IS_PREFILL_WORKER.iter().chain(IS_DECODE_WORKER);
+    DISAGGREGATION_MODE.iter().chain(older).copied()
+}
+
 impl Variables {
     /// Returns every flag that the environment may give.
     pub fn rows(self) -> impl Iterator<Item = Row> {

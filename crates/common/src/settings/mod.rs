@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use environment::{DISAGGREGATION_MODE, Variables};
+pub use environment::{
+    DISAGGREGATION_MODE, IS_DECODE_WORKER, IS_PREFILL_WORKER, Variables, of_the_role,
+};
 pub use etcd::EtcdSettings;
 pub use file::{FileError, read_file};
 pub use kubernetes::KubernetesSettings;

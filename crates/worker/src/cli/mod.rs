@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 pub use stator_common::settings::{DiscoveryBackend, EventPlane};
 use stator_common::{
     card::Role,
-    settings::{DISAGGREGATION_MODE, Variables},
+    settings::{DISAGGREGATION_MODE, IS_DECODE_WORKER, IS_PREFILL_WORKER, Variables},
 };
 use stator_engine::{
     flags::{self, Arity, EngineFlag, FlagError},
@@ -36,6 +36,8 @@ pub(crate) const ENVIRONMENT: Variables = Variables(&[
         &["STATOR_SERVED_MODEL_NAME", "DYN_SERVED_MODEL_NAME"],
     ),
     ("disaggregation-mode", DISAGGREGATION_MODE),
+    ("is-prefill-worker", IS_PREFILL_WORKER),
+    ("is-decode-worker", IS_DECODE_WORKER),
     ("headless", &["STATOR_HEADLESS", "DYN_VLLM_HEADLESS"]),
     ("event-plane", &["STATOR_EVENT_PLANE", "DYN_EVENT_PLANE"]),
     ("kv-relay", &["STATOR_KV_RELAY"]),
