@@ -23,7 +23,8 @@ TOOLS = ROOT / ".stator" / "tools"
 
 # Debian and Ubuntu package that brings each program.
 APT_PACKAGES = {
-    "etcd": "etcd-server", "gcc": "gcc libc6-dev", "pip": "python3-pip", "readelf": "binutils",
+    "etcd": "etcd-server", "gcc": "gcc libc6-dev", "nats-server": "nats-server", "openssl": "openssl",
+    "pip": "python3-pip", "readelf": "binutils",
 }
 
 

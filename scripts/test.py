@@ -18,7 +18,7 @@ import setup_vllm
 
 
 def run() -> int:
-    host.need_programs("gcc", "cargo", "etcd", "nats-server")
+    host.need_programs("gcc", "cargo", "etcd", "nats-server", "openssl")
     vllm = setup_vllm.python()
     tests = setup_tests.python()
     env = host.environment() | {

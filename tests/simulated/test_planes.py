@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from support.cluster import Topology
+from support.process import Process, free_port
 
 LONG = {"prompt": "Hello", "max_tokens": 1500, "stream": True, "extra_body": {"ignore_eos": True}}
 
@@ -36,10 +37,21 @@ def certificates(tmp_path_factory):
     return flags("worker"), (*flags("processor"), "--request-plane-tls-name", "worker")
 
 
-@pytest.fixture(params=["tcp", "http", "tls", "https"])
-def topology(request, settings, certificates):
+@pytest.fixture(scope="module")
+def nats(settings):
+    """The flags of a NATS server."""
+    port = str(free_port())
+    server = Process("nats-server", ["nats-server", "-a", "127.0.0.1", "-p", port], settings.folder / "nats.log")
+    yield "--nats-server", f"nats://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["tcp", "http", "tls", "https", "nats"])
+def topology(request, settings, certificates, nats):
     plane = {"tls": "tcp", "https": "http"}.get(request.param, request.param)
     of_workers, of_processors = certificates if plane != request.param else ((), ())
+    if plane == "nats":
+        of_workers = of_processors = nats
     with Topology(settings, workers=2, engine="sim", worker_flags=("--request-plane", plane, *of_workers),
                   processor_flags=of_processors) as topology:
         schemes = {target["address"].rpartition("://")[0] or "tcp" for target in topology.processor.targets()}
