@@ -36,12 +36,17 @@ pub(crate) fn listeners(config: &Config, listeners: &Listeners<'_>) {
         (None, Some(_)) => "with a certificate",
         (None, None) => "without a token",
     };
-    let encrypted = if tls.is_empty() {
-        "not encrypted"
-    } else {
-        "encrypted"
-    };
     let over_nats = matches!(plane.bound, Address::Nats(_));
+    let is_encrypted = if over_nats {
+        config.nats.is_encrypted()
+    } else {
+        !tls.is_empty()
+    };
+    let encrypted = if is_encrypted {
+        "encrypted"
+    } else {
+        "not encrypted"
+    };
     let whom = if over_nats {
         "whom the NATS server lets in"
     } else {

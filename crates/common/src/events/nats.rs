@@ -14,6 +14,7 @@ use super::plane::{self, Asker, Heard, PlaneError, Question};
 use crate::{
     card::Relay,
     nats::{Connection, Life, Nats, subject},
+    plane::is_subject,
 };
 
 /// What subjects look like on a card.
@@ -94,7 +95,9 @@ fn message(subject: Subject, reply: Option<Subject>, payload: Bytes) -> Outbound
 }
 
 fn subject_of(endpoint: &str) -> Result<&str, PlaneError> {
-    place(endpoint).ok_or_else(|| PlaneError::Address(endpoint.to_owned()))
+    // From a card: what is no subject could end up as something else on the wire.
+    let subject = place(endpoint).filter(|subject| is_subject(subject));
+    subject.ok_or_else(|| PlaneError::Address(endpoint.to_owned()))
 }
 
 /// Returns the subject of a topic, or of all topics that begin with one that ends in `/`.

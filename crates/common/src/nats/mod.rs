@@ -22,7 +22,7 @@ use std::{
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, connection::State};
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -31,6 +31,9 @@ use events::Lives;
 
 /// How long a connection may take, greetings included.
 const CONNECT: Duration = Duration::from_secs(3);
+
+/// How often the server is asked whether it is there; twice without an answer, and the connection is over.
+const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// The longest wait before the library tries again to connect.
 const BACK_OFF_MOST: Duration = Duration::from_secs(1);
@@ -63,6 +66,11 @@ pub enum NatsError {
         "the NATS server at {servers} allows messages of {allowed} bytes: its max_payload must be at least {LEAST_PAYLOAD}"
     )]
     Payload { servers: String, allowed: usize },
+    #[error(
+        "the NATS server at {servers} lets no message through: the login may publish and subscribe to 'stator.>', or it \
+         is of no use"
+    )]
+    Silent { servers: String },
     #[error("the connection to the NATS server at {servers} is lost")]
     Lost { servers: String },
 }
@@ -136,6 +144,7 @@ impl Nats {
         let client = events::told(tls(options, settings), &lives, &servers)
             .name(&self.0.name)
             .connection_timeout(CONNECT)
+            .ping_interval(PING_EVERY)
             .reconnect_delay_callback(back_off)
             .subscription_capacity(SUBSCRIPTION)
             // Ours are made here, of valid parts.
@@ -150,6 +159,9 @@ impl Nats {
             return Err(NatsError::Payload { servers, allowed });
         }
         info!(%servers, version, max_payload = allowed, "connected to NATS");
+        if !told.auth_required {
+            warn!(%servers, "the NATS server asks nobody for a login: whoever reaches it can send requests and read answers");
+        }
         Ok(Connection {
             client,
             lives,
@@ -180,7 +192,7 @@ impl Connection {
     /// library's flush ends at the socket.
     ///
     /// # Errors
-    /// [`NatsError::Lost`].
+    /// [`NatsError::Lost`] and [`NatsError::Silent`].
     pub(crate) async fn settle(&self) -> Result<(), NatsError> {
         let life = self.life()?;
         let echo = subject::fresh("echo");
@@ -189,8 +201,11 @@ impl Connection {
             self.client.publish(echo, Bytes::new()).await.ok()?;
             heard.next().await
         };
-        let echoed = life.run_until_cancelled(echoed).await.flatten();
-        echoed.map(drop).ok_or_else(|| self.lost())
+        let echoed = timeout(CONNECT, life.run_until_cancelled(echoed)).await;
+        let echoed = echoed.map_err(|_| NatsError::Silent {
+            servers: self.servers.to_string(),
+        })?;
+        echoed.flatten().map(drop).ok_or_else(|| self.lost())
     }
 
     /// Returns the addresses of the server.
@@ -229,6 +244,8 @@ async fn login(
 }
 
 fn tls(mut options: ConnectOptions, settings: &NatsSettings) -> ConnectOptions {
+    // Else a server without TLS is talked to without, whatever was configured.
+    options = options.require_tls(settings.is_encrypted());
     // Files are read at each connection: one that is exchanged counts from the next on.
     if let Some(path) = &settings.tls_ca_cert_path {
         options = options.add_root_certificates(path.clone());

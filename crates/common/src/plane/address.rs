@@ -64,7 +64,8 @@ fn is_authority(text: &str) -> bool {
     })
 }
 
-fn is_subject(text: &str) -> bool {
+/// Says whether a text names one subject of NATS.
+pub(crate) fn is_subject(text: &str) -> bool {
     text.split('.').all(|token| {
         !token.is_empty()
             && !token

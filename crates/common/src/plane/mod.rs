@@ -20,6 +20,7 @@ mod tls;
 
 use std::time::Duration;
 
+pub(crate) use address::is_subject;
 pub use address::{Address, AddressError};
 pub use client::{Client, ClientConfig, State, Unclaimed};
 pub use server::{BindError, Connection, Handler, Server, ServerConfig, ServerHandle};

@@ -218,6 +218,20 @@ impl NatsSettings {
         }
     }
 
+    /// Says whether the server is talked to over TLS only.
+    pub fn is_encrypted(&self) -> bool {
+        let certificates = [
+            &self.tls_ca_cert_path,
+            &self.tls_client_cert_path,
+            &self.tls_client_key_path,
+        ];
+        certificates.iter().any(|path| path.is_some())
+            || self
+                .servers()
+                .iter()
+                .any(|server| server.starts_with("tls://"))
+    }
+
     /// Says whether who reaches the server must log in, or the server is reached from this machine alone.
     pub fn is_closed(&self) -> bool {
         let logs_in = !self.logins().is_empty() || self.tls_client_cert_path.is_some();

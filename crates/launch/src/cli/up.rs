@@ -146,8 +146,8 @@ pub(crate) struct Up {
     #[arg(long, value_name = "TOKENS", help_heading = "Routing")]
     pub(crate) disagg_max_prefill_queue: Option<u64>,
 
-    /// When a prompt is given to a prefill worker: at once (push), or when one has room (queue, which processors do unless
-    /// told otherwise).
+    /// When a prompt is given to a prefill worker: at once (push, which processors do unless told otherwise), or when one
+    /// has room (queue).
     #[arg(long, value_name = "WHEN", value_parser = ["push", "queue"], help_heading = "Routing")]
     pub(crate) prefill_dispatch: Option<String>,
 

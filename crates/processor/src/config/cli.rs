@@ -297,8 +297,8 @@ pub struct Settings {
     disagg_max_prefill_queue: Option<u64>,
 
     /// When a prompt is given to a prefill worker: push (at once, to the one where it costs least, and it waits there)
-    /// or queue (when one has room; until then it waits here, and goes where it is ready first as things are then)
-    /// [default: queue].
+    /// or queue (when one has room; until then it waits here, and goes where it is ready first as things are then, whatever
+    /// the router's mode and its session say) [default: push].
     #[arg(long, value_name = "WHEN", help_heading = "Disaggregation")]
     prefill_dispatch: Option<PrefillDispatch>,
 

@@ -130,11 +130,11 @@ pub struct Config {
     /// Prompts stay with a decode worker while the prefill worker has more tokens than this to compute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disagg_max_prefill_queue: Option<u64>,
-    /// When a prompt is given to a prefill worker. Default `queue`: as good as `push` while little waits, and better when
-    /// much does.
+    /// When a prompt is given to a prefill worker. Default `push`: what a session or the router's mode says counts at once,
+    /// and conversations fare a little better (docs/benchmarks/dispatch.md).
     pub prefill_dispatch: PrefillDispatch,
-    /// Prompts that may wait at the processor for prefill workers, per model; more are refused with 429. Default 8192: some
-    /// minutes' work for eight workers.
+    /// Prompts that may wait at the processor for prefill workers, per model; more are refused with 429. 0 refuses as soon
+    /// as no worker has room. Default 8192: some minutes' work for eight workers.
     pub prefill_queue_limit: usize,
     /// Name of the field that carries a reasoning model's thoughts. Default `reasoning_content`.
     pub reasoning_field_name: ReasoningField,
@@ -183,7 +183,7 @@ impl Default for Config {
             conditional_disagg: None,
             disagg_min_prefill_tokens: None,
             disagg_max_prefill_queue: None,
-            prefill_dispatch: PrefillDispatch::Queue,
+            prefill_dispatch: PrefillDispatch::Push,
             prefill_queue_limit: 8192,
             reasoning_field_name: ReasoningField::ReasoningContent,
             trust_request_chat_template: false,

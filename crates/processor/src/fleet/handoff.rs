@@ -72,9 +72,6 @@ impl Fleet {
         let follows = order.siblings.follows();
         let mut computed = None;
         let mut last: Option<DispatchError> = None;
-        if let Some(queue) = &self.queue {
-            queue.admit()?;
-        }
         for attempt in 1.. {
             let run = match &self.queue {
                 Some(queue) if queue.could_serve(order) => {

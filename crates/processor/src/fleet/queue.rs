@@ -26,12 +26,22 @@ use crate::pool::{Ask, Availability, Booked, DispatchError, Pool, Target};
 /// How often it is looked whether workers take prompts again that took none, without anybody saying so.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// How long prompts wait for a worker that is known and not connected: connections that break are mostly there again
+/// within this time.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// How long prompts wait for the caches of busy workers while another has room. A worker that is that long about what
+/// it was given is slower than was thought.
+const STALLED: Duration = Duration::from_secs(3);
+
 /// Prompts that wait for prefill workers with room.
 pub(super) struct Queue {
     prefill: Arc<Pool>,
     /// Where prompts go on from there.
     decode: Arc<Pool>,
     backlog: Mutex<Backlog<Ticket>>,
+    /// Since when some wait although a worker has room.
+    stalled: Mutex<Option<Instant>>,
     /// Prompts that may wait.
     most: usize,
     waited: Histogram,
@@ -44,6 +54,8 @@ struct Ticket {
     prompt: GenerateRequest,
     tried: Failures,
     granted: oneshot::Sender<Booked>,
+    /// Since when nobody who could take it is connected.
+    lonely: Mutex<Option<Instant>>,
 }
 
 /// A place at a worker, whose end lets others have it. To be dropped after what was booked.
@@ -94,25 +106,10 @@ impl Queue {
             prefill: Arc::clone(prefill),
             decode: Arc::clone(decode),
             backlog: Mutex::default(),
+            stalled: Mutex::default(),
             most: rules.most_waiting,
             waited,
         }
-    }
-
-    /// Says whether no more prompts may wait.
-    ///
-    /// # Errors
-    /// [`Code::Overloaded`].
-    pub(super) fn admit(&self) -> Result<(), DispatchError> {
-        let waiting = self.backlog.lock().len();
-        if waiting < self.most {
-            return Ok(());
-        }
-        let message = format!(
-            "{waiting} prompts already wait for a prefill worker, the limit is {}",
-            self.most
-        );
-        Err(DispatchError::new(Code::Overloaded, message))
     }
 
     /// Returns a place behind all others.
@@ -122,13 +119,15 @@ impl Queue {
 
     /// Waits until a worker has room for a prompt, and books it there.
     ///
+    /// A prompt that comes and finds no room is refused if too many wait; one that comes back is not.
+    ///
     /// Dropping the future ends the wait.
     ///
     /// - `place`: where it waits; one that failed at a worker comes back to its own.
     /// - `tried`: workers that had it.
     ///
     /// # Errors
-    /// No worker that could take it is left.
+    /// No worker that could take it is left, or too many wait ([`Code::Overloaded`]).
     pub(super) async fn wait(
         self: &Arc<Self>,
         order: &Order,
@@ -142,7 +141,9 @@ impl Queue {
             prompt: order.prompt(),
             tried,
             granted: grant,
+            lonely: Mutex::default(),
         };
+        let is_new = ticket.tried.is_empty();
         let work = self.prefill.least_work(&ticket.ask());
         self.backlog.lock().insert(place, work, ticket);
         let mut wait = Wait {
@@ -151,9 +152,26 @@ impl Queue {
             granted,
         };
         self.serve();
-        let booked = (&mut wait.granted).await.map_err(|_| no_pair(order))?;
+        let booked = match wait.granted.try_recv() {
+            Ok(booked) => booked,
+            Err(_) => {
+                let others = self.backlog.lock().len().saturating_sub(1);
+                if is_new && others >= self.most {
+                    return Err(self.full(others));
+                }
+                (&mut wait.granted).await.map_err(|_| no_pair(order))?
+            }
+        };
         self.waited.record(since.elapsed());
         Ok((self.turn(), booked))
+    }
+
+    fn full(&self, waiting: usize) -> DispatchError {
+        let message = format!(
+            "{waiting} prompts already wait for a prefill worker, the limit is {}",
+            self.most
+        );
+        DispatchError::new(Code::Overloaded, message)
     }
 
     /// Returns what lets others have a place once it is dropped.
@@ -203,11 +221,49 @@ impl Queue {
         if backlog.is_empty() {
             return;
         }
-        let lost = backlog.remove_if(|ticket| !self.could_serve(&ticket.order));
+        let now = Instant::now();
+        let lost = backlog.remove_if(|ticket| self.is_lost(ticket, now));
         drop(backlog);
         // Their ends are told by this.
         drop(lost);
         self.serve();
+        if self.is_stalled(now) {
+            self.backlog.lock().hurry();
+            self.serve();
+        }
+    }
+
+    /// Says whether nobody will take a prompt: those who could are gone, or have been away for too long.
+    fn is_lost(&self, ticket: &Ticket, now: Instant) -> bool {
+        let mut lonely = ticket.lonely.lock();
+        if self.could_serve(&ticket.order) {
+            *lonely = None;
+            return false;
+        }
+        let ask = ticket.order.ask(&ticket.order.request);
+        let is_known = self.prefill.knows(&ticket.ask()) && self.decode.knows(&ask);
+        !is_known || now.duration_since(*lonely.get_or_insert(now)) >= AWAY
+    }
+
+    /// Says whether some have waited for too long although a worker has room.
+    fn is_stalled(&self, now: Instant) -> bool {
+        let waits = !self.backlog.lock().is_empty();
+        let mut stalled = self.stalled.lock();
+        if !waits
+            || !self
+                .prefill
+                .targets()
+                .iter()
+                .any(|target| seat(target).room)
+        {
+            *stalled = None;
+            return false;
+        }
+        let is_over = now.duration_since(*stalled.get_or_insert(now)) >= STALLED;
+        if is_over {
+            *stalled = None;
+        }
+        is_over
     }
 
     /// Lets workers with room take prompts, until there is no such worker or nobody waits whom it is to have.

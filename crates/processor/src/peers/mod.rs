@@ -68,7 +68,8 @@ pub enum SyncError {
 
 /// A processor that others can hear and that hears nobody yet.
 pub(crate) struct Peers {
-    outlet: Box<dyn Outlet>,
+    /// Absent until the NATS server that it is of is there.
+    outlet: Option<Box<dyn Outlet>>,
     peer: Peer,
     nats: Nats,
 }
@@ -85,15 +86,12 @@ impl Peers {
             return Ok(None);
         }
         let name = format!("{:016x}", rand::random::<u64>());
-        let (outlet, events): (Box<dyn Outlet>, _) = match config.event_plane {
+        let (outlet, events): (Option<Box<dyn Outlet>>, _) = match config.event_plane {
             EventPlane::Zmq => {
                 let (outlet, events) = listen(config).await?;
-                (Box::new(outlet), events)
+                (Some(Box::new(outlet)), events)
             }
-            EventPlane::Nats => {
-                let events = nats::advertised(&name);
-                (Box::new(nats::Outlet::bind(nats, &name).await?), events)
-            }
+            EventPlane::Nats => (None, nats::advertised(&name)),
         };
         let peer = Peer {
             name,
@@ -116,6 +114,10 @@ impl Peers {
         models: Arc<Models>,
         heard: Arc<AtomicUsize>,
     ) {
+        let outlet = match self.outlet {
+            Some(outlet) => outlet,
+            None => outlet_of(&self.nats, &self.peer.name).await,
+        };
         let Some(_registration) = join(&*discovery, &self.peer).await else {
             return std::future::pending().await;
         };
@@ -128,7 +130,7 @@ impl Peers {
             heard,
             since: Instant::now(),
         };
-        let mut voice = Voice::new(self.outlet, self.peer.name);
+        let mut voice = Voice::new(outlet, self.peer.name);
         let mut tell = interval(TELL);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let finding = find(discovery, found);
@@ -174,6 +176,16 @@ async fn listen(config: &Config) -> Result<(zmq::Outlet, Relay), SyncError> {
     let outlet = zmq::Outlet::bind(addr.ip(), addr.port()).await?;
     let events = outlet.ports().advertised(host);
     Ok((outlet, events))
+}
+
+/// Finds a place at the NATS server, as soon as that is there; why it is not was said by the link.
+async fn outlet_of(nats: &Nats, name: &str) -> Box<dyn Outlet> {
+    loop {
+        match nats::Outlet::bind(nats, name).await {
+            Ok(outlet) => return Box::new(outlet),
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
 }
 
 /// Makes a processor known; absent where none can be.

@@ -202,6 +202,11 @@ impl Pool {
             .any(|target| target.availability() != Availability::Absent && ask.takes(target))
     }
 
+    /// Says whether there is a target that takes a request when it is connected.
+    pub(crate) fn knows(&self, ask: &Ask<'_>) -> bool {
+        self.targets.load().iter().any(|target| ask.takes(target))
+    }
+
     /// Writes what each of some targets has of a prompt.
     pub(crate) fn fits(&self, ask: &Ask<'_>, targets: &[Arc<Target>], out: &mut [Option<Fit>]) {
         let prompt = ask.tokens() as u64;

@@ -158,6 +158,26 @@ async fn a_worker_that_failed_is_avoided_for_a_while() {
 }
 
 #[tokio::test]
+async fn a_worker_whose_answers_nobody_could_read_is_refused() {
+    let processor = start(Config::default()).await;
+    let _worker = Worker::customized(&processor.discovery, "w", tokens(&[1]), |card| {
+        card.model.reasoning_parser = Some("best".to_owned());
+    })
+    .await;
+    let workers = until(processor.addr, "/workers", |answered| {
+        !answered.json()["unused"][0].is_null()
+    })
+    .await;
+    let refused = &workers.json()["unused"][0];
+    let reason = refused["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("no reasoning parser is named \"best\""),
+        "{reason}"
+    );
+    assert_eq!(refused["passing"], false);
+}
+
+#[tokio::test]
 async fn a_worker_that_disagrees_is_refused_until_the_others_have_gone() {
     let processor = start(Config::default()).await;
     let first = Worker::start(&processor.discovery, "first", tokens(&[1])).await;

@@ -212,14 +212,3 @@ async fn without_parallel_calls_the_first_is_the_only_one() {
         1
     );
 }
-
-#[tokio::test]
-async fn a_parser_that_is_not_known_is_the_servers_fault() {
-    let mut stage = Stage::customized(Config::default(), |model| {
-        model.reasoning_parser = Some("best".to_owned());
-    })
-    .await;
-    let (status, error) = stage.refused(CHAT, &question(&json!({})).to_string()).await;
-    assert_eq!(status, 500);
-    assert!(error["message"].as_str().unwrap().contains("best"));
-}

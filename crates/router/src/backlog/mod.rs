@@ -172,7 +172,8 @@ impl<T> Backlog<T> {
                     most > *least && with_room.iter().any(|nth| next.targets.contains(nth))
                 }
             };
-            if !with_room.is_empty() && fits_better {
+            let begins = !with_room.is_empty();
+            if begins && fits_better {
                 let next = Next {
                     place: one.place,
                     targets: with_room,
@@ -180,7 +181,8 @@ impl<T> Backlog<T> {
                 best = Some((most, next));
             }
             seen += 1;
-            if overdue {
+            // Nobody overtakes it any more; but who can only wait for one that is busy holds up nobody else.
+            if overdue && begins {
                 break;
             }
             if seen == window {
@@ -196,9 +198,16 @@ impl<T> Backlog<T> {
     pub fn take(&mut self, place: Place) -> Option<T> {
         let at = self.at(place)?;
         for passed in self.waiting.range_mut(..at) {
-            passed.passed += 1;
+            passed.passed = passed.passed.saturating_add(1);
         }
         self.drop_at(at)
+    }
+
+    /// Lets nobody who waits wait for a busy target any longer: for when those do not become free.
+    pub fn hurry(&mut self) {
+        for one in &mut self.waiting {
+            one.passed = u32::MAX;
+        }
     }
 
     /// Lets a prompt give up.

@@ -55,6 +55,39 @@ fn a_free_target_takes_what_it_has_most_of() {
 }
 
 #[test]
+fn an_overdue_prompt_that_only_a_busy_target_may_have_holds_up_nobody_else() {
+    let mut backlog = backlog(&["bound", "free"]);
+    backlog.hurry();
+    let fits = |name: &&str, out: &mut [Option<Fit>]| {
+        out.fill(None);
+        out[1] = cached(0);
+        if *name == "free" {
+            out[0] = cached(0);
+        }
+    };
+    let next = backlog.next(&[FREE, busy(100)], fits).unwrap();
+    assert_eq!(backlog.take(next.place), Some("free"));
+    let next = backlog.next(&[FREE, FREE], fits).unwrap();
+    assert_eq!(
+        (next.targets[..].to_vec(), backlog.take(next.place)),
+        (vec![1], Some("bound"))
+    );
+}
+
+#[test]
+fn hurried_prompts_wait_for_no_cache() {
+    let mut backlog = backlog(&["first"]);
+    let seats = [FREE, busy(100)];
+    let fits = |_: &&str, out: &mut [Option<Fit>]| {
+        out[0] = cached(0);
+        out[1] = cached(990);
+    };
+    assert_eq!(backlog.next(&seats, fits), None);
+    backlog.hurry();
+    assert_eq!(backlog.next(&seats, fits).unwrap().targets[..], [0]);
+}
+
+#[test]
 fn what_is_cached_at_a_busy_target_is_waited_for_while_that_is_quicker() {
     let backlog = backlog(&["first", "second"]);
     let at = |queued: u64| {

@@ -151,7 +151,18 @@ impl Discovery for Files {
     }
 
     async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
-        let files = list(&self.root.join(PEERS)).into_iter();
+        let folder = self.root.join(PEERS);
+        // Nobody to be seen is not nobody there.
+        if let Err(source) = fs::read_dir(&folder)
+            && source.kind() != io::ErrorKind::NotFound
+        {
+            return Err(DiscoveryError::Io {
+                action: "read",
+                path: folder,
+                source,
+            });
+        }
+        let files = list(&folder).into_iter();
         // A clock that was set back makes files seem to come from the future.
         let held = files.filter(|(_, modified)| modified.elapsed().is_ok_and(|age| age <= TTL));
         let entries = held.filter_map(|(path, _)| read::<PeerEntry>(&path));

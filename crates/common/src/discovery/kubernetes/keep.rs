@@ -161,7 +161,10 @@ impl Keeper {
     async fn next(&mut self) -> Result<(), Trouble> {
         match self.changes.next().await {
             Some(Ok(event)) => {
-                self.interruption.over();
+                // The first word of a list comes before anything was asked.
+                if !matches!(event, Event::Init) {
+                    self.interruption.over();
+                }
                 match event {
                     Event::Apply(pod) | Event::InitApply(pod) => {
                         self.pod = Some(pod);
@@ -181,6 +184,7 @@ impl Keeper {
             }
             Some(Err(error)) if access::is_expired(&error) => {
                 self.changes = access::changes(&self.place.pods, one(&self.name));
+                self.interruption.pause().await;
                 Ok(())
             }
             Some(Err(error)) => Err(Trouble::of_watch(&error)),

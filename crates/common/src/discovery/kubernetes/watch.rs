@@ -36,14 +36,23 @@ pub(super) async fn follow(place: Arc<Place>, sender: mpsc::Sender<Event>) {
         };
         match change {
             Some(Ok(change)) => {
-                interruption.over();
+                // The first word of a list comes before anything was asked.
+                if !matches!(change, Change::Init) {
+                    interruption.over();
+                }
                 for event in view.take(change) {
                     if sender.send(event).await.is_err() {
                         return;
                     }
                 }
             }
-            Some(Err(error)) if access::is_expired(&error) => stream = changes(),
+            Some(Err(error)) if access::is_expired(&error) => {
+                stream = changes();
+                tokio::select! {
+                    () = interruption.pause() => {}
+                    () = sender.closed() => return,
+                }
+            }
             other => {
                 let ended = || "the watch ended".to_owned();
                 let error = other.and_then(Result::err);

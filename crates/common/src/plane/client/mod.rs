@@ -6,7 +6,7 @@
 mod streams;
 mod task;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -103,6 +103,14 @@ pub(super) trait Link: Send + Sync {
     fn end(&self, error: &PlaneError);
 }
 
+fn is_this_machine(place: &str) -> bool {
+    let socket: Result<SocketAddr, _> = place.parse();
+    socket.map_or_else(
+        |_| place.starts_with("localhost:"),
+        |socket| socket.ip().is_loopback(),
+    )
+}
+
 /// Returns the way to an address.
 ///
 /// # Errors
@@ -115,6 +123,12 @@ fn reach(address: &str, config: ClientConfig) -> Result<Box<dyn Reach>, String> 
         })?;
         Ok::<_, String>(Arc::new(TlsDial { tls, speech }))
     };
+    let in_clear = matches!(parsed, Address::Tcp(_) | Address::Http(_));
+    if in_clear && config.tls.is_some() && !is_this_machine(parsed.place()) {
+        return Err(format!(
+            "{address} is not encrypted, and --request-plane-tls-ca asks for TLS: give the worker --request-plane-tls-cert and -key"
+        ));
+    }
     let dial: Arc<dyn Dial> = match &parsed {
         Address::Tcp(_) | Address::Http(_) => Arc::new(Tcp),
         Address::Tls(_) => over_tls(&[])?,

@@ -10,9 +10,16 @@ use crate::{
     proto::worker::{self, Error},
 };
 
+/// Bytes of a message that are told: peers take 16 KiB of headers, in which it stands twice, encoded.
+const MESSAGE: usize = 1 << 10;
+
 /// Returns the status that an error ends a call with.
 pub(super) fn of(error: &Error) -> Status {
     let code = Code::from(error.code());
+    let mut error = error.clone();
+    while error.message.len() > MESSAGE {
+        error.message.pop();
+    }
     let mut status = Status::new(code.grpc_code(), error.message.clone());
     let own = MetadataValue::from_bytes(&error.encode_to_vec());
     status.metadata_mut().insert_bin(ERROR_KEY, own);

@@ -80,6 +80,8 @@ impl Stream for Deltas {
             let message = "the output of one step is larger than a message may be";
             delta.error = Some(crate::plane::error(Code::TooLarge, message));
             delta.tokens.clear();
+            delta.logprobs.clear();
+            delta.prompt_logprobs.clear();
         }
         let Some(error) = delta.error.take() else {
             return Poll::Ready(Some(Ok(delta)));
@@ -105,18 +107,21 @@ impl Drop for Deltas {
 /// What a watcher hears. Dropping it ends the session.
 pub(super) struct Watching {
     shared: Arc<Shared>,
+    id: u64,
     session: Arc<Session>,
-    connection: Arc<Connection>,
+    /// Lives as long as it is watched.
+    _connection: Arc<Connection>,
     beat: Interval,
     greeted: bool,
     told_draining: bool,
 }
 
 impl Watching {
+    /// - `id`: what requests of the session name it by.
     pub(super) fn new(
         shared: Arc<Shared>,
-        session: Arc<Session>,
-        connection: Arc<Connection>,
+        id: u64,
+        (session, connection): (Arc<Session>, Arc<Connection>),
         beat_every: Duration,
     ) -> Self {
         let start = time::Instant::now() + beat_every;
@@ -124,8 +129,9 @@ impl Watching {
         beat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         Self {
             shared,
+            id,
             session,
-            connection,
+            _connection: connection,
             beat,
             greeted: false,
             told_draining: false,
@@ -146,7 +152,7 @@ impl Watching {
             return Some(of(news::News::Welcome(Greeting {
                 worker: self.shared.config.worker.0.clone(),
                 software: SOFTWARE.to_owned(),
-                session: self.connection.id(),
+                session: self.id,
                 major: VERSION.0,
                 minor: VERSION.1,
             })));
@@ -170,7 +176,7 @@ fn of(news: news::News) -> News {
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.shared.ended(self.connection.id());
+        self.shared.ended(self.id);
         self.session.end();
     }
 }

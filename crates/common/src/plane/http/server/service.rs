@@ -97,6 +97,8 @@ impl Shared {
 
     fn strangers(&self) -> Entry {
         let mut strangers = self.strangers.lock();
+        // One that ended, since too much waited in it, is followed by another.
+        strangers.take_if(|(session, _)| session.closed().is_cancelled());
         strangers
             .get_or_insert_with(|| self.begin("gRPC clients".to_owned(), false))
             .clone()
@@ -176,15 +178,11 @@ impl worker_server::Worker for Service {
             software = request.get_ref().software,
             "processor connected"
         );
-        let (session, connection) = shared.begin(peer, true);
-        let entry = (session.clone(), connection.clone());
-        shared.sessions.lock().insert(connection.id(), entry);
-        let watching = Watching::new(
-            shared.clone(),
-            session,
-            connection,
-            shared.config.beat_every,
-        );
+        let entry = shared.begin(peer, true);
+        // Nobody else can guess it, and so speak in its name.
+        let id = rand::random();
+        shared.sessions.lock().insert(id, entry.clone());
+        let watching = Watching::new(shared.clone(), id, entry, shared.config.beat_every);
         if shared.stop.is_cancelled() {
             // The server closed meanwhile: dropping it ends the session.
             return Err(refusal(Code::Disconnected, "the worker closes"));
