@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use stator_common::{
     Card,
@@ -44,34 +47,42 @@ fn view(card: &Card, dp_rank: u32) -> ViewId {
     }
 }
 
-fn follow(card: &Card) -> (Follower, Events) {
+/// What was heard, of all views.
+struct Heard {
+    _follower: Follower,
+    events: Events,
+    known: BTreeMap<ViewId, BTreeSet<u64>>,
+}
+
+fn follow(card: &Card) -> Heard {
     let (follower, events) = Follower::new(Patience::default(), Nats::default());
     let relay = card.kv_events.as_ref().expect("events").relay.as_ref();
     follower.follow(&card.worker, card.model.dp_size, relay.expect("a relay"));
-    (follower, events)
+    Heard {
+        _follower: follower,
+        events,
+        known: BTreeMap::new(),
+    }
 }
 
-/// Waits until a view is known to hold exactly these blocks.
-async fn until(events: &mut Events, view: &ViewId, wanted: &BTreeSet<u64>) {
-    let mut known: Option<BTreeSet<u64>> = None;
-    while known.as_ref() != Some(wanted) {
-        let event = tokio::time::timeout(PATIENCE, events.next()).await;
-        let event = event.expect("news in time").expect("a follower");
-        if event.view != *view {
-            continue;
-        }
-        match event.update {
-            Update::Reset { blocks, .. } => {
-                known = Some(blocks.into_iter().flat_map(|b| b.hashes).collect());
+impl Heard {
+    /// Waits until a view is known to hold exactly these blocks.
+    async fn until(&mut self, view: &ViewId, wanted: &BTreeSet<u64>) {
+        while self.known.get(view) != Some(wanted) {
+            let event = tokio::time::timeout(PATIENCE, self.events.next()).await;
+            let event = event.expect("news in time").expect("a follower");
+            match event.update {
+                Update::Reset { blocks, .. } => {
+                    let hashes = blocks.into_iter().flat_map(|b| b.hashes).collect();
+                    self.known.insert(event.view, hashes);
+                }
+                Update::Changed(Change::Stored(blocks)) => {
+                    let known = self.known.get_mut(&event.view).expect("a reset before");
+                    known.extend(blocks.hashes);
+                }
+                Update::Lost => drop(self.known.remove(&event.view)),
+                other => panic!("{other:?}"),
             }
-            Update::Changed(Change::Stored(blocks)) => {
-                known
-                    .as_mut()
-                    .expect("a reset before")
-                    .extend(blocks.hashes);
-            }
-            Update::Lost => known = None,
-            other => panic!("{other:?}"),
         }
     }
 }
@@ -96,18 +107,18 @@ async fn a_worker_tells_what_each_of_its_engines_caches() {
     let told = card.kv_events.as_ref().expect("events");
     assert!(told.engines.is_empty(), "{told:?}");
     let client = cluster.client().await;
-    let (_follower, mut events) = follow(&card);
+    let mut heard = follow(&card);
     for rank in 0..2 {
         let mut prompt = request(100 * rank..100 * rank + 70, 1);
         prompt.dp_rank = Some(rank);
         assert_eq!(outcome(&client, &prompt).await.error, None);
         let wanted = names(100 * rank..100 * rank + 70);
-        until(&mut events, &view(&card, rank), &wanted).await;
+        heard.until(&view(&card, rank), &wanted).await;
     }
     // An engine that is another one has nothing.
     second.kill();
     let _third = cluster.engine(1, &publishing(port + 2));
-    until(&mut events, &view(&card, 1), &BTreeSet::new()).await;
+    heard.until(&view(&card, 1), &BTreeSet::new()).await;
     cluster.trigger.drain();
     cluster.ended().await;
 }
@@ -128,7 +139,7 @@ async fn the_relay_of_a_machine_finds_engines_by_their_workers_cards() {
     assert_eq!(told.engines[0].endpoint, format!("tcp://127.0.0.1:{port}"));
     let client = cluster.client().await;
     assert_eq!(outcome(&client, &request(1..70, 1)).await.error, None);
-    let (_follower, mut events) = follow(&card);
+    let mut heard = follow(&card);
 
     let config = config::Config {
         port: relay,
@@ -138,7 +149,7 @@ async fn the_relay_of_a_machine_finds_engines_by_their_workers_cards() {
     let (trigger, drain) = drain::channel();
     let node = Node::bind(&config, discovery).await.expect("bind");
     let served = tokio::spawn(node.serve(Telemetry::detached(), drain));
-    until(&mut events, &view(&card, 0), &names(1..70)).await;
+    heard.until(&view(&card, 0), &names(1..70)).await;
     trigger.drain();
     served.await.expect("no panic").expect("a clean end");
     cluster.trigger.drain();
