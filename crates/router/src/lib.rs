@@ -5,7 +5,7 @@
 //! with what is booked on it and what it has cached), asks [`Router::choose`], and books the request with
 //! [`Ledger::book`] before it lets go of the router, so that the next decision sees this one; what other processors
 //! booked is theirs to say ([`peers`]). Where prefill and
-//! decode are different workers, [`Conditional`] says whether a prompt is worth that, and a [`Backlog`] which
+//! decode are different workers, [`Conditional`] says whether a prompt is worth that, and a [`backlog::Backlog`] which
 //! of the prompts that wait a free target takes. No I/O, no clock; randomness comes from a seed.
 
 pub mod approx;

@@ -2,7 +2,7 @@
 //! beside prompts that wait at a processor until one has room.
 //!
 //! Engines compute prompts and give one token, as prefill workers do; what happens then is the same for both and left
-//! out. Unlike in [`super::run`], messages take their time, since that is what a worker with an empty queue waits for.
+//! out. Unlike in [`mod@super::run`], messages take their time, since that is what a worker with an empty queue waits for.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

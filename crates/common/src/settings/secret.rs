@@ -39,7 +39,7 @@ pub enum SecretError {
 }
 
 /// Returns the token of the request plane, which all roles must read alike: from `file`, else from
-/// `STATOR_PLANE_TOKEN`. See [`read`].
+/// `STATOR_PLANE_TOKEN`. See `read`.
 ///
 /// # Errors
 /// [`SecretError`]: a file that was named and gives none.

@@ -6,7 +6,7 @@
 //!
 //! There is no lease, and so nothing is written while nothing happens: Kubernetes watches over containers already. A card
 //! names its container by the id that the kubelet gives to each life of it, and counts while that life runs and
-//! is ready ([`mod@pod`]). A container that ends shows within a second or two, sooner than a lease that renews every
+//! is ready (`pod`). A container that ends shows within a second or two, sooner than a lease that renews every
 //! few seconds would lapse. What the kubelet cannot see (a process that dies in a container that lives on, a node that is
 //! cut off) shows in the processor's own connection to the worker, and the card of such a process is removed by the
 //! next worker of the same container.

@@ -1,7 +1,7 @@
 //! The tcp plane's frames over NATS: byte pipes between processors and workers through a NATS server.
 //!
 //! What travels on a pipe is that of [`tcp`](super::tcp), so all that holds there holds here. `wire` is the messages,
-//! `pipe` makes bytes in order of them, and this file makes pipes: a worker subscribes to its [`subject`], and who dials
+//! `pipe` makes bytes in order of them, and this file makes pipes: a worker subscribes to its [`fn@subject`], and who dials
 //! publishes an opening there with a fresh subject for the way back. A pipe ends with the connection to the server, and
 //! is dialled again by who dialled it.
 
@@ -179,7 +179,7 @@ pub struct Listener {
 impl Listener {
     /// Subscribes. Pipes that are dialled from now on wait to be accepted.
     ///
-    /// - `subject`: see [`subject`].
+    /// - `subject`: see [`fn@subject`].
     ///
     /// # Errors
     /// [`NatsError`].
