@@ -3,6 +3,7 @@
 //! Nothing is sent: requests, engines and the way of KV events are events in one queue, so that an hour of sixty-four
 //! workers takes seconds and equal seeds give equal figures.
 
+mod agenda;
 mod engine;
 mod prefill;
 mod run;

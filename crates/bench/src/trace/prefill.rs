@@ -4,8 +4,6 @@
 //! Engines compute prompts and give one token, as prefill workers do; what happens then is the same for both and left
 //! out. Unlike in [`mod@super::run`], messages take their time, since that is what a worker with an empty queue waits for.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use stator_common::WorkerId;
@@ -17,6 +15,7 @@ use stator_router::{
     Source, Weights,
 };
 
+use super::agenda::Agenda;
 use super::engine::{BUDGET, CAPACITY, Engine, MOST_RUNNING, Progress, Told};
 use super::run::{NEWS, Outcome};
 use super::workload::{BLOCK, Request};
@@ -61,33 +60,6 @@ enum What {
     Second,
 }
 
-#[derive(Debug)]
-struct Event {
-    at: f64,
-    nth: u64,
-    what: What,
-}
-
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.at.total_cmp(&other.at).then(self.nth.cmp(&other.nth))
-    }
-}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Event {}
-
 /// One processor, as far as it decides.
 struct Processor {
     router: Router,
@@ -104,8 +76,7 @@ struct Fleet<'a> {
     requests: &'a [Request],
     setting: Setting,
     now: f64,
-    events: BinaryHeap<Reverse<Event>>,
-    noted: u64,
+    agenda: Agenda<What>,
     ids: Vec<WorkerId>,
     engines: Vec<Engine>,
     processors: Vec<Processor>,
@@ -119,15 +90,15 @@ struct Fleet<'a> {
 pub(crate) fn run(requests: &[Request], setting: Setting) -> Outcome {
     let mut fleet = Fleet::new(requests, setting);
     for (number, request) in requests.iter().enumerate() {
-        fleet.note(request.at, What::Arrival(number));
+        fleet.agenda.note(request.at, What::Arrival(number));
     }
-    fleet.note(1.0, What::Second);
+    fleet.agenda.note(1.0, What::Second);
     if let Some(pause) = setting.sync {
-        fleet.note(pause, What::Tell);
+        fleet.agenda.note(pause, What::Tell);
     }
-    while let Some(Reverse(event)) = fleet.events.pop() {
-        fleet.now = event.at;
-        match event.what {
+    while let Some((at, what)) = fleet.agenda.next() {
+        fleet.now = at;
+        match what {
             What::Arrival(number) => fleet.arrive(number),
             What::There(worker, number) => {
                 fleet.engines[worker].submit(number, &requests[number].prompt_alone());
@@ -163,8 +134,7 @@ impl<'a> Fleet<'a> {
             requests,
             setting,
             now: 0.0,
-            events: BinaryHeap::new(),
-            noted: 0,
+            agenda: Agenda::new(),
             ids: (0..setting.workers)
                 .map(|n| WorkerId(format!("p{n}")))
                 .collect(),
@@ -175,12 +145,6 @@ impl<'a> Fleet<'a> {
             cached: 0,
             balance: (0.0, 0.0),
         }
-    }
-
-    fn note(&mut self, at: f64, what: What) {
-        self.noted += 1;
-        let nth = self.noted;
-        self.events.push(Reverse(Event { at, nth, what }));
     }
 
     fn arrive(&mut self, number: usize) {
@@ -275,7 +239,8 @@ impl<'a> Fleet<'a> {
         let now = Duration::from_secs_f64(self.now);
         let target = processor.targets[worker];
         processor.caches.sent(target, request.prompt_blocks(), now);
-        self.note(self.now + WAY, What::There(worker, number));
+        self.agenda
+            .note(self.now + WAY, What::There(worker, number));
     }
 
     fn begin(&mut self, worker: usize) {
@@ -284,10 +249,10 @@ impl<'a> Fleet<'a> {
             && let Some(seconds) = engine.begin()
         {
             engine.busy = true;
-            self.note(self.now + seconds, What::Step(worker));
+            self.agenda.note(self.now + seconds, What::Step(worker));
         }
         for told in std::mem::take(&mut self.engines[worker].told) {
-            self.note(self.now + NEWS, What::News(worker, told));
+            self.agenda.note(self.now + NEWS, What::News(worker, told));
         }
     }
 
@@ -300,7 +265,7 @@ impl<'a> Fleet<'a> {
             match one {
                 Progress::First { request, cached } => {
                     self.cached += cached;
-                    self.note(self.now + WAY, What::Back(request));
+                    self.agenda.note(self.now + WAY, What::Back(request));
                 }
                 Progress::Token { .. } | Progress::Done { .. } => {}
             }
@@ -339,7 +304,7 @@ impl<'a> Fleet<'a> {
         if let Some(pause) = self.setting.sync
             && self.ttft.len() < self.requests.len()
         {
-            self.note(self.now + pause, What::Tell);
+            self.agenda.note(self.now + pause, What::Tell);
         }
     }
 
@@ -356,7 +321,7 @@ impl<'a> Fleet<'a> {
             self.balance.1 += 1.0;
         }
         if self.ttft.len() < self.requests.len() {
-            self.note(self.now + 1.0, What::Second);
+            self.agenda.note(self.now + 1.0, What::Second);
         }
     }
 

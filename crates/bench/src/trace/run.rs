@@ -1,7 +1,5 @@
 //! A fleet of simulated engines behind the real router, from event to event.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use stator_common::WorkerId;
@@ -12,6 +10,7 @@ use stator_router::{
     Source, Weights,
 };
 
+use super::agenda::Agenda;
 use super::engine::{CAPACITY, Engine, MOST_RUNNING, Progress, Told};
 use super::workload::{BLOCK, Request};
 
@@ -97,44 +96,16 @@ enum What {
     Second,
 }
 
-#[derive(Debug)]
-struct Event {
-    at: f64,
-    /// Of two at a time the one that was noted first.
-    nth: u64,
-    what: What,
-}
-
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.at.total_cmp(&other.at).then(self.nth.cmp(&other.nth))
-    }
-}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Event {}
-
 /// Runs requests through so many workers.
 pub(crate) fn run(requests: &[Request], workers: usize, chooser: Chooser, seed: u64) -> Outcome {
     let mut fleet = Fleet::new(requests, workers, chooser, seed);
     for (number, request) in requests.iter().enumerate() {
-        fleet.note(request.at, What::Arrival(number));
+        fleet.agenda.note(request.at, What::Arrival(number));
     }
-    fleet.note(1.0, What::Second);
-    while let Some(Reverse(event)) = fleet.events.pop() {
-        fleet.now = event.at;
-        match event.what {
+    fleet.agenda.note(1.0, What::Second);
+    while let Some((at, what)) = fleet.agenda.next() {
+        fleet.now = at;
+        match what {
             What::Arrival(number) => fleet.arrive(number),
             What::Step(worker) => fleet.step(worker),
             What::News(worker, told) => fleet.hear(worker, told),
@@ -148,8 +119,7 @@ struct Fleet<'a> {
     requests: &'a [Request],
     chooser: Chooser,
     now: f64,
-    events: BinaryHeap<Reverse<Event>>,
-    noted: u64,
+    agenda: Agenda<What>,
     router: Router,
     caches: Caches,
     overlaps: Overlaps,
@@ -183,8 +153,7 @@ impl<'a> Fleet<'a> {
             requests,
             chooser,
             now: 0.0,
-            events: BinaryHeap::new(),
-            noted: 0,
+            agenda: Agenda::new(),
             router: Router::new(chooser.policy(), seed),
             caches,
             overlaps: Overlaps::default(),
@@ -194,12 +163,6 @@ impl<'a> Fleet<'a> {
             unfinished: requests.len(),
             balance: (0.0, 0.0),
         }
-    }
-
-    fn note(&mut self, at: f64, what: What) {
-        self.noted += 1;
-        let nth = self.noted;
-        self.events.push(Reverse(Event { at, nth, what }));
     }
 
     fn arrive(&mut self, number: usize) {
@@ -274,7 +237,7 @@ impl<'a> Fleet<'a> {
         if let Some(seconds) = engine.begin() {
             engine.busy = true;
             let at = self.now + seconds;
-            self.note(at, What::Step(worker));
+            self.agenda.note(at, What::Step(worker));
         }
         self.tell(worker);
     }
@@ -313,7 +276,7 @@ impl<'a> Fleet<'a> {
         if matches!(self.chooser, Chooser::Kv(_)) {
             let at = self.now + NEWS;
             for told in told {
-                self.note(at, What::News(worker, told));
+                self.agenda.note(at, What::News(worker, told));
             }
         }
     }
@@ -337,7 +300,7 @@ impl<'a> Fleet<'a> {
         }
         if self.unfinished > 0 {
             let at = self.now + 1.0;
-            self.note(at, What::Second);
+            self.agenda.note(at, What::Second);
         }
     }
 
