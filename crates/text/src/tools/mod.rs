@@ -158,14 +158,20 @@ impl ToolParserError {
 /// # Errors
 /// [`ToolParserError::Unknown`].
 pub fn check(name: &str) -> Result<(), ToolParserError> {
-    let unknown = || ToolParserError::Unknown {
-        name: name.to_owned(),
-    };
-    find(name).map(|_| ()).ok_or_else(unknown)
+    find(name).map(|_| ())
 }
 
-fn find(name: &str) -> Option<&'static Format> {
-    FORMATS.iter().find(|format| format.name == name)
+fn find(name: &str) -> Result<&'static Format, ToolParserError> {
+    let mut formats = FORMATS.iter();
+    formats
+        .find(|format| format.name == name)
+        .ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &str) -> ToolParserError {
+    ToolParserError::Unknown {
+        name: name.to_owned(),
+    }
 }
 
 /// Returns the names of all parsers.
@@ -201,14 +207,11 @@ impl ToolParser {
     /// # Errors
     /// [`ToolParserError`].
     pub fn new(name: &str, tools: &[Value]) -> Result<Self, ToolParserError> {
-        let unknown = || ToolParserError::Unknown {
-            name: name.to_owned(),
-        };
-        let format = find(name).ok_or_else(unknown)?;
+        let format = find(name)?;
         let inner = registry()
             .registry()
             .create_parser(format.parser)
-            .ok_or_else(unknown)?;
+            .ok_or_else(|| unknown(name))?;
         let tools = tools
             .iter()
             .enumerate()

@@ -102,7 +102,7 @@ async fn renew(lease: Arc<Lease>, stop: CancellationToken) {
 
 /// Removes files that nobody owns any more.
 pub(super) fn sweep(folder: &Path) {
-    for (path, modified) in list(folder) {
+    for (path, modified) in list(folder).unwrap_or_default() {
         let old = modified.elapsed().is_ok_and(|age| age > FORGET);
         let dead = || read::<Owned>(&path).is_some_and(|entry| entry.owner.is_dead());
         if old || dead() {

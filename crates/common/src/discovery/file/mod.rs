@@ -152,19 +152,15 @@ impl Discovery for Files {
 
     async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
         let folder = self.root.join(PEERS);
-        // Nobody to be seen is not nobody there.
-        if let Err(source) = fs::read_dir(&folder)
-            && source.kind() != io::ErrorKind::NotFound
-        {
-            return Err(DiscoveryError::Io {
-                action: "read",
-                path: folder,
-                source,
-            });
-        }
-        let files = list(&folder).into_iter();
+        let files = list(&folder).map_err(|source| DiscoveryError::Io {
+            action: "read",
+            path: folder,
+            source,
+        })?;
         // A clock that was set back makes files seem to come from the future.
-        let held = files.filter(|(_, modified)| modified.elapsed().is_ok_and(|age| age <= TTL));
+        let held = files
+            .into_iter()
+            .filter(|(_, modified)| modified.elapsed().is_ok_and(|age| age <= TTL));
         let entries = held.filter_map(|(path, _)| read::<PeerEntry>(&path));
         let alive = entries.filter(|entry| !entry.owner.is_dead());
         Ok(alive.map(|entry| entry.peer).collect())
@@ -198,11 +194,16 @@ fn create_unshared(path: &Path) -> io::Result<()> {
     )))
 }
 
-/// Returns the files of a folder that may be cards; none if it cannot be read.
-fn list(folder: &Path) -> Vec<(PathBuf, SystemTime)> {
-    fs::read_dir(folder)
-        .into_iter()
-        .flatten()
+/// Returns the files of a folder that may be cards; none of one that does not exist.
+///
+/// # Errors
+/// It cannot be read: nobody to be seen is not nobody there.
+fn list(folder: &Path) -> io::Result<Vec<(PathBuf, SystemTime)>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let files = entries
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| {
@@ -212,8 +213,8 @@ fn list(folder: &Path) -> Vec<(PathBuf, SystemTime)> {
         .filter_map(|path| {
             let modified = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
             Some((path, modified))
-        })
-        .collect()
+        });
+    Ok(files.collect())
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {

@@ -78,7 +78,7 @@ struct Seen {
 fn scan(root: &Path, seen: &mut HashMap<PathBuf, Seen>) -> BTreeMap<WorkerId, Card> {
     let mut files = HashMap::new();
     let folders = fs::read_dir(root).into_iter().flatten().flatten();
-    for (path, modified) in folders.flat_map(|folder| list(&folder.path())) {
+    for (path, modified) in folders.flat_map(|folder| list(&folder.path()).unwrap_or_default()) {
         let file = match seen.remove(&path) {
             Some(known) if known.modified == modified => known,
             known => Seen {

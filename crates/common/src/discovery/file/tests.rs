@@ -108,7 +108,7 @@ async fn processors_are_there_until_they_leave_or_die_and_are_no_workers() {
         peer: peer("two"),
     };
     // Whoever looks for cards does not even read these.
-    assert!(list(&root.path().join(".peers")).is_empty());
+    assert!(list(&root.path().join(".peers")).unwrap().is_empty());
     let path = root.path().join(PEERS).join("two.json");
     fs::write(path, serde_json::to_vec(&entry).unwrap()).unwrap();
     let mut there = files.peers().await.unwrap();
