@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 
 use crate::checks::{self, Finding};
 use crate::cli::Up;
+use crate::cores;
 use crate::gpus::Gpus;
 use crate::plan::{Part, Place, Plan};
 use crate::state;
@@ -63,6 +64,7 @@ async fn workers(plan: &Plan, mut gpus: Gpus) -> Vec<Finding> {
             ordinal,
             gpus: own,
             in_bus_order: gpus.in_bus_order(),
+            cores: cores::environment(&gpus, plan.devices()),
         };
         let found = preflight(plan, part, place).await;
         findings.push(Finding::new(part.to_string(), found));

@@ -7,6 +7,7 @@ mod checks;
 mod child;
 mod cli;
 mod control;
+mod cores;
 mod doctor;
 mod down;
 mod fleet;

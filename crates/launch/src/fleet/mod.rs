@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::child::{Child, Line};
+use crate::cores;
 use crate::gpus::Gpus;
 use crate::plan::{Part, Place, Plan};
 use crate::ports;
@@ -138,9 +139,17 @@ impl Fleet {
             ordinal,
             gpus: gpus.to_vec(),
             in_bus_order: self.gpus.in_bus_order(),
+            cores: cores::environment(&self.gpus, self.devices_with(part)),
         };
         let spec = self.plan.spec(part, place)?;
         Ok(Child::start(spec, &self.plan.dir, self.lines.clone())?)
+    }
+
+    /// Returns how many devices compute when all have started that the plan begins with, those that came, and this one.
+    fn devices_with(&self, part: Part) -> usize {
+        let others = self.members.iter().map(|m| m.part).filter(|p| *p != part);
+        let now: usize = others.chain([part]).map(|p| self.plan.gpus(p)).sum();
+        now.max(self.plan.devices())
     }
 
     /// Returns a free port that no member was told to take, whether or not it has done so yet.

@@ -54,6 +54,8 @@ pub(crate) struct Place {
     pub(crate) gpus: Vec<String>,
     /// Whether their numbers are those of the bus, and not those of CUDA's own order.
     pub(crate) in_bus_order: bool,
+    /// What its engine's environment needs where engines share the cores of a machine without GPUs.
+    pub(crate) cores: Vec<(&'static str, OsString)>,
 }
 
 /// One process to start.
@@ -150,6 +152,11 @@ impl Plan {
         let sizes = |name| size(name).unwrap_or(1).max(1);
         let engine: usize = sizes("tensor-parallel-size") * sizes("pipeline-parallel-size");
         engine.div_ceil(sizes("nnodes")) * sizes("data-parallel-size")
+    }
+
+    /// Returns how many devices its workers compute with, as it starts.
+    pub(crate) fn devices(&self) -> usize {
+        self.parts().into_iter().map(|part| self.gpus(part)).sum()
     }
 
     /// Returns how long a worker waits for its engine, before it gives up.

@@ -111,6 +111,7 @@ impl Plan {
                 spec.env.push(("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into()));
             }
         }
+        spec.env.extend(spec.place.cores.iter().cloned());
         Ok(())
     }
 
