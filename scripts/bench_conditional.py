@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_gpu_pd import OUTPUT_TOKENS, Topology, body, get, quantiles
+from bench_gpu_pd import OUTPUT_TOKENS, Topology, body, get, new_prompt, quantiles, stream_all
 
 # Shares of a load by length, as parts of the longest prompt: mostly short, as conversations are, some long.
 MIXES = {
@@ -102,42 +102,16 @@ def lengths(rng, mix, count, longest):
 
 
 async def load(url, vocab, args, mix, streams, requests, seed, output_tokens=OUTPUT_TOKENS):
-    import aiohttp
-
     rng = random.Random(time.time_ns())  # new prompts in every run
     sizes = lengths(random.Random(seed), mix, requests, args.prompt_tokens)
-    bodies = [body([rng.randrange(300, vocab - 600) for _ in range(size)], max_tokens=output_tokens, stream=True) for size in sizes]
-    bodies.reverse()
+    bodies = [body(new_prompt(rng, vocab, size), max_tokens=output_tokens, stream=True) for size in sizes]
+    told = await stream_all(url, bodies, streams)
     first = {"short": [], "long": []}
-    between, tokens = [], 0
-    begun = time.perf_counter()
-
-    async def stream(session):
-        nonlocal tokens
-        while bodies:
-            request = bodies.pop()
-            kind = "short" if len(request["prompt"]) < SHORT * args.prompt_tokens else "long"
-            start, last = time.perf_counter(), None
-            async with session.post(f"{url}/v1/completions", json=request) as response:
-                if response.status != 200:
-                    raise RuntimeError((await response.text())[:400])
-                async for line in response.content:
-                    if not line.startswith(b"data: {"):
-                        continue
-                    now = time.perf_counter()
-                    if last is None:
-                        first[kind].append(now - start)
-                    else:
-                        between.append(now - last)
-                    last = now
-                    tokens += 1
-
-    timeout = aiohttp.ClientTimeout(total=300)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-        await asyncio.gather(*(stream(session) for _ in range(streams)))
-    seconds = time.perf_counter() - begun
+    for size, seconds in told["first"]:
+        first["short" if size < SHORT * args.prompt_tokens else "long"].append(seconds)
     times = {f"ttft_{kind}": quantiles(values) if values else None for kind, values in first.items()}
-    return dict(requests=len(sizes), rate=tokens / seconds, itl=quantiles(between) if between else None, **times)
+    between = told["between"]
+    return dict(requests=len(sizes), rate=told["rate"], itl=quantiles(between) if between else None, **times)
 
 
 def render(rows):

@@ -103,6 +103,9 @@ class Topology:
         environment = dict(os.environ, VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", STATOR_PYTHON=os.environ.get("STATOR_PYTHON", sys.executable),
                            STATOR_FILE_KV=f"{run_dir}/discovery")
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        if args.cpu:
+            # vLLM binds the threads of all engines to the same cores.
+            environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         self.environment = environment
         self.url, self.system = "http://127.0.0.1:8000", {}
         for gpu, role in enumerate(("agg", "agg") if name == "agg" else ("prefill", "decode")):
@@ -189,7 +192,7 @@ def get(url):
 def equality_prompts(vocab, longest):
     rng = random.Random(7)
     lengths = [length for length in (20, 64, 200, 500, 900, 1500, 2200, 3000) if length <= longest] * 2
-    return [[rng.randrange(300, vocab - 600) for _ in range(length)] for length in lengths]
+    return [new_prompt(rng, vocab, length) for length in lengths]
 
 
 def body(prompt, **more):
@@ -204,42 +207,50 @@ def answer(url, prompt):
         return json.loads(response.read())["choices"][0]["token_ids"]
 
 
+def new_prompt(rng, vocab, tokens):
+    return [rng.randrange(300, vocab - 600) for _ in range(tokens)]
+
+
 async def load(url, vocab, prompt_tokens, streams, requests):
     """Runs `requests` over `streams` at a time; returns rates and times."""
+    rng = random.Random(streams)
+    prompts = [new_prompt(rng, vocab, prompt_tokens) for _ in range(requests)]
+    bodies = [body(prompt, max_tokens=OUTPUT_TOKENS, stream=True) for prompt in reversed(prompts)]
+    told = await stream_all(url, bodies, streams)
+    first_token = [seconds for _, seconds in told["first"]]
+    return dict(rate=told["rate"], ttft=quantiles(first_token), itl=quantiles(told["between"]))
+
+
+async def stream_all(url, bodies, streams):
+    """Sends completions, so many at a time. Returns the seconds to the first event with each prompt's length, the
+    seconds between events, and events per second."""
     import aiohttp
 
-    rng = random.Random(streams)
-    prompts = [[rng.randrange(300, vocab - 600) for _ in range(prompt_tokens)] for _ in range(requests)]
-    bodies = [body(prompt, max_tokens=OUTPUT_TOKENS, stream=True) for prompt in prompts]
-    first_token, between, tokens = [], [], 0
+    waiting = iter(bodies)
+    first, between = [], []
     begun = time.perf_counter()
 
-    async def one(session, request):
-        nonlocal tokens
-        start, last = time.perf_counter(), None
-        async with session.post(f"{url}/v1/completions", json=request) as response:
-            if response.status != 200:
-                raise RuntimeError((await response.text())[:400])
-            async for line in response.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                now = time.perf_counter()
-                if last is None:
-                    first_token.append(now - start)
-                else:
-                    between.append(now - last)
-                last = now
-                tokens += 1
-
     async def stream(session):
-        while bodies:
-            await one(session, bodies.pop())
+        for request in waiting:
+            start, last = time.perf_counter(), None
+            async with session.post(f"{url}/v1/completions", json=request) as response:
+                if response.status != 200:
+                    raise RuntimeError((await response.text())[:400])
+                async for line in response.content:
+                    if not line.startswith(b"data: {"):
+                        continue
+                    now = time.perf_counter()
+                    if last is None:
+                        first.append((len(request["prompt"]), now - start))
+                    else:
+                        between.append(now - last)
+                    last = now
 
     timeout = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         await asyncio.gather(*(stream(session) for _ in range(streams)))
     seconds = time.perf_counter() - begun
-    return dict(rate=tokens / seconds, ttft=quantiles(first_token), itl=quantiles(between))
+    return dict(first=first, between=between, rate=(len(first) + len(between)) / seconds)
 
 
 def quantiles(values):
