@@ -32,6 +32,10 @@ const BOOTSTRAP_PORT: &str = "VLLM_MOONCAKE_BOOTSTRAP_PORT";
 /// that need not be there.
 const UCX_TLS: (&str, &str) = ("UCX_TLS", "tcp,sm,self");
 
+/// By itself vLLM binds the threads of every engine on a CPU to the same cores, and NIXL's with them. Two engines of
+/// one machine then keep each other from moving KV for longer than its lease.
+const UNBOUND: (&str, &str) = ("VLLM_CPU_OMP_THREADS_BIND", "nobind");
+
 /// Why the engines' side channels cannot be laid out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransferError {
@@ -312,13 +316,15 @@ fn transports(
     transfer: &TransferConfig,
     environment: &impl Fn(&str) -> Option<String>,
 ) -> Vec<(OsString, OsString)> {
-    let (name, value) = UCX_TLS;
     let cpu = config.vllm.as_ref().is_some_and(|vllm| vllm.is_cpu());
-    if cpu && transfer.has_nixl() && environment(name).is_none() {
-        vec![(name.into(), value.into())]
-    } else {
-        Vec::new()
+    if !cpu || !transfer.has_nixl() {
+        return Vec::new();
     }
+    [UCX_TLS, UNBOUND]
+        .into_iter()
+        .filter(|(name, _)| environment(name).is_none())
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
 }
 
 #[cfg(test)]

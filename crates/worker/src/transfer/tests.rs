@@ -151,3 +151,24 @@ fn an_engine_elsewhere_has_to_be_told_of_unless_it_says_itself_where_it_is() {
     assert!(pushes.sides.is_empty());
     assert!(pushes.card(&[]).unwrap().peers.is_empty());
 }
+
+#[test]
+fn on_a_cpu_nothing_keeps_nixl_from_moving_kv_unless_the_environment_says_so() {
+    let mut config = config("NixlConnector");
+    assert!(!transfer(&config, 1, &[]).env(0).contains(&pair(UNBOUND)));
+    let installed = serde_json::json!({
+        "vllm_version": "0.32.0", "structs": {}, "flags": [], "packages": {"vllm": "0.32.0+cpu"}, "modules": [],
+    });
+    config.vllm = Some(serde_json::from_value(installed).unwrap());
+    let env = transfer(&config, 1, &[]).env(0);
+    assert!(
+        env.contains(&pair(UNBOUND)) && env.contains(&pair(UCX_TLS)),
+        "{env:?}"
+    );
+    let env = transfer(&config, 1, &[(UNBOUND.0, "0-3")]).env(0);
+    assert!(!env.iter().any(|(name, _)| name == UNBOUND.0), "{env:?}");
+}
+
+fn pair((name, value): (&str, &str)) -> (OsString, OsString) {
+    (name.into(), value.into())
+}
