@@ -11,10 +11,12 @@ mod registry;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use stator_common::card;
 use stator_common::{Code, WorkerId};
+use tokio::time::Instant;
 
 pub use generation::GenerationConfig;
 pub use load::{Assets, LoadError};
@@ -22,6 +24,10 @@ pub use registry::Registry;
 
 use crate::fleet::Fleet;
 use crate::metrics::ModelMetrics;
+
+/// How long a model whose last worker left is one that may come back. An engine that was lost takes a minute to start
+/// again, and a large model several.
+const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// One model, with everything needed to turn a request into tokens and tokens into an answer.
 pub struct Model {
@@ -42,9 +48,15 @@ pub struct Model {
 /// Why no model of a name can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoModel {
-    /// No worker ever said that it serves it.
+    /// No worker says that it serves it, and none did of late.
     #[error("the model `{0}` does not exist")]
     Unknown(String),
+    /// No worker was found, whatever it serves.
+    #[error("no worker was found that serves a model")]
+    Nobody,
+    /// All workers that served it have left.
+    #[error("the model `{0}` has no worker at present")]
+    Left(String),
     /// A worker serves it, but its tokenizer and template are still being fetched.
     #[error("the model `{0}` is still being loaded")]
     Loading(String),
@@ -63,7 +75,7 @@ impl NoModel {
     pub fn code(&self) -> Code {
         match self {
             Self::Unknown(_) => Code::NotFound,
-            Self::Loading(_) => Code::Unavailable,
+            Self::Nobody | Self::Left(_) | Self::Loading(_) => Code::Unavailable,
             Self::Failed { .. } => Code::Internal,
         }
     }
@@ -99,9 +111,37 @@ struct Snapshot {
     /// Names of models that cannot be loaded, and why.
     failed: HashMap<String, String>,
     unused: Vec<Unused>,
+    /// Names of models whose last worker left, and when.
+    left: HashMap<String, Instant>,
+}
+
+impl Snapshot {
+    fn knows(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+            || self.loading.contains(name)
+            || self.failed.contains_key(name)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.by_name.is_empty() && self.loading.is_empty() && self.failed.is_empty()
+    }
 }
 
 impl Models {
+    /// Replaces what is known, and remembers what is no longer there.
+    fn replace(&self, mut snapshot: Snapshot) {
+        let before = self.snapshot.load();
+        let now = Instant::now();
+        let left = before.left.iter().map(|(name, at)| (name, *at));
+        let leaves = before.by_name.keys().map(|name| (name, now));
+        snapshot.left = left
+            .chain(leaves)
+            .filter(|(name, at)| !snapshot.knows(name) && now - *at < REMEMBERED)
+            .map(|(name, at)| (name.clone(), at))
+            .collect();
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
     /// Returns the model of a name.
     pub fn get(&self, name: &str) -> Option<Arc<Model>> {
         self.snapshot.load().by_name.get(name).cloned()
@@ -121,7 +161,11 @@ impl Models {
                     name: name.to_owned(),
                     reason: reason.clone(),
                 },
-                None => NoModel::Unknown(name.to_owned()),
+                None if snapshot.is_empty() => NoModel::Nobody,
+                None => match snapshot.left.get(name) {
+                    Some(at) if at.elapsed() < REMEMBERED => NoModel::Left(name.to_owned()),
+                    _ => NoModel::Unknown(name.to_owned()),
+                },
             }),
         }
     }

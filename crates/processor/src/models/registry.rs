@@ -364,7 +364,7 @@ impl Registry {
             }
         }));
         snapshot.unused.sort_by(|a, b| a.worker.cmp(&b.worker));
-        self.models.snapshot.store(Arc::new(snapshot));
+        self.models.replace(snapshot);
     }
 }
 

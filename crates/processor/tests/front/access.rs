@@ -63,6 +63,8 @@ async fn probes_need_no_key_and_scrapers_do_unless_told() {
 #[tokio::test]
 async fn what_is_not_served_is_refused_in_openais_words() {
     let processor = start(Config::default()).await;
+    let _worker = Worker::start(&processor.discovery, "w", tokens(&[1])).await;
+    until_open(processor.addr, 1).await;
     let unknown = send(processor.addr, get("/v1/nothing")).await;
     assert_eq!(
         (unknown.status, unknown.error().as_str()),

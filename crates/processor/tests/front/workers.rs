@@ -1,7 +1,7 @@
 //! Workers come, go, fail and disagree.
 
 use stator_common::Code;
-use stator_common::card::{File, Role};
+use stator_common::card::{Card, File, Role};
 use stator_processor::config::Config;
 use stator_processor::pool::RouterMode;
 use stator_testkit::http::{get, post, send, until};
@@ -11,24 +11,38 @@ use crate::answers::{completion, refuses, tokens};
 use crate::support::{start, until_open};
 
 #[tokio::test]
-async fn a_model_exists_as_long_as_a_worker_serves_it() {
+async fn a_model_without_a_worker_is_one_to_wait_for() {
     let processor = start(Config::default()).await;
     let nobody = send(processor.addr, get("/health")).await;
     assert_eq!(nobody.status, 503);
     assert_eq!(nobody.json()["reasons"][0], "no worker was found");
+    let answered = send(processor.addr, completion()).await;
+    assert_eq!(
+        (answered.status, answered.error().as_str()),
+        (503, "no worker was found that serves a model")
+    );
+    assert!(answered.headers.contains_key("retry-after"));
+
+    let rename = |card: &mut Card| card.model.names = vec!["other".to_owned()];
+    let _other = Worker::customized(&processor.discovery, "other", tokens(&[1]), rename).await;
+    until_open(processor.addr, 1).await;
     assert_eq!(send(processor.addr, completion()).await.status, 404);
 
     let worker = Worker::start(&processor.discovery, "w", tokens(&[1])).await;
-    until(processor.addr, "/health", |answered| answered.status == 200).await;
+    until_open(processor.addr, 2).await;
     let answered = send(processor.addr, completion()).await;
     assert_eq!(answered.status, 200, "{answered:?}");
 
     worker.stop().await;
     until(processor.addr, "/v1/models", |answered| {
-        answered.json()["data"][0].is_null()
+        answered.json()["data"][1].is_null()
     })
     .await;
-    assert_eq!(send(processor.addr, completion()).await.status, 404);
+    let answered = send(processor.addr, completion()).await;
+    assert_eq!(
+        (answered.status, answered.error().as_str()),
+        (503, "the model `model` has no worker at present")
+    );
 }
 
 #[tokio::test]
