@@ -31,6 +31,7 @@ fn config(dir: &Path, port: u16) -> Config {
         dp_rank: 3,
         lockstep: None,
         vocab_size: Some(100),
+        adapters: Vec::new(),
         any_version: false,
         waits: Waits {
             reconnect: Duration::from_secs(30),

@@ -2,14 +2,16 @@
 //!
 //! [`Models`] is what a request looks a model up in: a snapshot behind one atomic pointer. The registry
 //! (`registry`) is one task that follows discovery and replaces the snapshot; `load` fetches and
-//! builds what a model needs, away from the async threads.
+//! builds what a model needs, away from the async threads. A LoRA adapter is a [`Model`], too, for those who ask for it
+//! by name; it is there as long as one of the model's workers says that it serves it.
 
 mod agreement;
 mod generation;
+mod group;
 mod load;
 mod registry;
+mod snapshot;
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -22,11 +24,14 @@ pub use registry::Registry;
 
 use crate::fleet::Fleet;
 use crate::metrics::ModelMetrics;
+use snapshot::Snapshot;
 
 /// One model, with everything needed to turn a request into tokens and tokens into an answer.
 pub struct Model {
-    /// The name that answers carry: the first of `card.names`.
+    /// The name that answers carry: the first of `card.names`, or the adapter's.
     pub id: String,
+    /// The LoRA adapter that makes it another model than its workers' own; it shares the rest with that.
+    pub adapter: Option<card::Adapter>,
     /// When this process learnt of it, in seconds since 1970.
     pub created: u64,
     /// What its workers publish about it.
@@ -37,6 +42,28 @@ pub struct Model {
     pub metrics: ModelMetrics,
     /// The workers that serve it.
     pub fleet: Arc<Fleet>,
+}
+
+impl Model {
+    /// Returns the model that an adapter makes of this one.
+    fn adapted(&self, adapter: &card::Adapter) -> Self {
+        Self {
+            id: adapter.name.clone(),
+            adapter: Some(adapter.clone()),
+            created: self.created,
+            card: self.card.clone(),
+            assets: self.assets.clone(),
+            metrics: self.metrics.clone(),
+            fleet: Arc::clone(&self.fleet),
+        }
+    }
+
+    /// Returns the adapter's name, as workers are told it; empty: none.
+    pub fn lora(&self) -> &str {
+        self.adapter
+            .as_ref()
+            .map_or("", |adapter| &adapter.name[..])
+    }
 }
 
 /// Why no model of a name can be used.
@@ -88,19 +115,6 @@ pub struct Models {
     snapshot: ArcSwap<Snapshot>,
 }
 
-#[derive(Default)]
-struct Snapshot {
-    /// Each model under each of its names.
-    by_name: HashMap<String, Arc<Model>>,
-    /// Each model once, by id.
-    models: Vec<Arc<Model>>,
-    /// Names of models that are still being loaded.
-    loading: HashSet<String>,
-    /// Names of models that cannot be loaded, and why.
-    failed: HashMap<String, String>,
-    unused: Vec<Unused>,
-}
-
 impl Models {
     /// Returns the model of a name.
     pub fn get(&self, name: &str) -> Option<Arc<Model>> {
@@ -126,9 +140,14 @@ impl Models {
         }
     }
 
-    /// Returns each model once, ordered by id.
+    /// Returns each model once, ordered by id; adapters are none.
     pub fn list(&self) -> Vec<Arc<Model>> {
         self.snapshot.load().models.clone()
+    }
+
+    /// Returns each adapter of a model once, ordered by name.
+    pub fn adapters(&self) -> Vec<Arc<Model>> {
+        self.snapshot.load().adapters.clone()
     }
 
     /// Returns the workers that are known and not used.
