@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support import adapter
-from support.cluster import Reference, Topology
+from support.cluster import Reference, Topology, connector
 from support.compare import first_difference
 from support.process import kill, wait_until
 
@@ -74,6 +74,16 @@ def test_what_an_adapter_has_cached_is_foreseen_and_found(ours: Topology):
         wait_until("its blocks are known", lambda: foreseen(model) == blocks)
         assert found(model) == blocks
     assert ours.processor.metric("stator_processor_cache_missing_tokens_total") == 0
+
+
+def test_a_hand_off_computes_both_legs_with_the_adapter(settings, lora_flags, ours: Topology):
+    flags = (*lora_flags, *connector())
+    with Topology(settings, {"prefill": 1, "decode": 1}, worker_flags=flags) as pair:
+        for model in ("x", "tiny", "y", "x"):
+            fields = {"model": model, "max_tokens": 24, "ignore_eos": True, "logprobs": 2}
+            answers = [api.complete(PROMPT[1:], **fields) for api in (ours.api, pair.api)]
+            assert first_difference(*answers) is None
+        assert pair.processor.metric('stator_processor_handoffs_total{model="tiny",outcome="done"}') == 4
 
 
 def test_the_next_engine_has_the_adapters_too(ours: Topology):

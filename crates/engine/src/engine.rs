@@ -78,6 +78,11 @@ impl Engine {
         for adapter in &adapters {
             if let Err(source) = engine.add_lora(adapter).await {
                 engine.shutdown().await;
+                if let (UtilityError::Dead, State::Dead(reason)) =
+                    (&source, &*engine.0.state.borrow())
+                {
+                    return Err(StartError::Died(reason.clone()));
+                }
                 return Err(StartError::Adapter {
                     name: adapter.name.clone(),
                     path: adapter.path.clone(),

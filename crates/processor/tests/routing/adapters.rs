@@ -128,7 +128,7 @@ async fn a_worker_whose_adapter_is_another_one_waits_until_the_first_has_left() 
         .await;
     stage
         .add_unused("d", |card| {
-            card.adapters = vec![model::adapter("org/alias")]
+            card.adapters = vec![model::adapter("org/alias")];
         })
         .await;
     let unused = |answered: &Answered| {
