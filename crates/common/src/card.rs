@@ -31,6 +31,22 @@ pub struct Card {
     /// Where it is told what its engines' KV caches hold. Absent: nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_events: Option<KvEvents>,
+    /// LoRA adapters that its engines serve beside the model. Workers of one model may have different ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<Adapter>,
+}
+
+/// A LoRA adapter that clients name as if it were a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adapter {
+    /// The name it answers to. No model and no other adapter of the worker has it.
+    pub name: String,
+    /// The folder that the engine loaded.
+    pub root: String,
+    /// The name of the model that it adapts, one of [`Model::names`].
+    pub parent: String,
+    /// blake3 of its files: adapters of one name are the same if their hashes are.
+    pub hash: BlobHash,
 }
 
 /// Where it is told what the KV caches of a worker's engines hold.
@@ -177,6 +193,15 @@ pub struct File {
     pub size: u64,
 }
 
+impl Card {
+    /// Says whether the worker serves an adapter.
+    ///
+    /// - `name`: empty: the model itself, which every worker serves.
+    pub fn serves(&self, name: &str) -> bool {
+        name.is_empty() || self.adapters.iter().any(|adapter| adapter.name == name)
+    }
+}
+
 impl Model {
     /// Returns a hash over everything that makes two workers interchangeable for a router: names,
     /// limits that validation depends upon, block size and file contents. Capacities and the path do
@@ -227,6 +252,16 @@ impl BlobHash {
     /// Hashes bytes the way blobs are named.
     pub fn of(bytes: &[u8]) -> Self {
         Self(blake3::hash(bytes).to_hex().to_string())
+    }
+
+    /// Hashes all that can be read, without keeping it.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn of_reader(reader: impl std::io::Read) -> std::io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(reader)?;
+        Ok(Self(hasher.finalize().to_hex().to_string()))
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::watch;
+use tracing::info;
 
 use crate::{
     config::Config,
@@ -18,7 +19,7 @@ use crate::{
     lockstep::Rank,
     output::RequestKey,
     receive::Shared,
-    request::Request,
+    request::{Lora, Request},
     sink::StepSink,
     start,
     state::{Phase, State},
@@ -72,9 +73,33 @@ impl Engine {
         sink: impl StepSink,
         state: watch::Sender<State>,
     ) -> Result<Self, StartError> {
-        start::start(config, sink, state)
-            .await
-            .map(|inner| Self(Arc::new(inner)))
+        let adapters = config.adapters.clone();
+        let engine = Self(Arc::new(start::start(config, sink, state).await?));
+        for adapter in &adapters {
+            if let Err(source) = engine.add_lora(adapter).await {
+                engine.shutdown().await;
+                if let (UtilityError::Dead, State::Dead(reason)) =
+                    (&source, &*engine.0.state.borrow())
+                {
+                    return Err(StartError::Died(reason.clone()));
+                }
+                return Err(StartError::Adapter {
+                    name: adapter.name.clone(),
+                    path: adapter.path.clone(),
+                    source,
+                });
+            }
+        }
+        Ok(engine)
+    }
+
+    /// Has the engine load an adapter, so that a wrong one is known now and the first request need not wait. One of
+    /// the same id that is loaded stays as it is.
+    async fn add_lora(&self, lora: &Lora) -> Result<(), UtilityError> {
+        let argument = self.shared().codec.lora_arg(lora);
+        self.utility("add_lora", &[argument]).await?;
+        info!(name = lora.name, path = lora.path, "adapter loaded");
+        Ok(())
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

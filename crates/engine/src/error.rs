@@ -49,6 +49,12 @@ pub enum StartError {
         "the number of tokens of model `{model}` is not known: no readable config.json with a `vocab_size`"
     )]
     NoVocabSize { model: String },
+    #[error("the engine cannot load the LoRA adapter `{name}` from {path}: {source}")]
+    Adapter {
+        name: String,
+        path: String,
+        source: UtilityError,
+    },
 }
 
 /// Why a request was not submitted.

@@ -10,14 +10,23 @@ use serde_json::Value;
 /// Returns the folder of a model as vLLM resolves it: a path, or a repository name whose snapshot is in
 /// the Hugging Face cache. `None` if there is neither.
 pub fn folder(model: &str) -> Option<PathBuf> {
-    let path = Path::new(model);
-    if path.join("config.json").is_file() {
+    folder_with(model, "config.json")
+}
+
+/// Returns the folder of a LoRA adapter, in the same way.
+pub fn adapter_folder(adapter: &str) -> Option<PathBuf> {
+    folder_with(adapter, "adapter_config.json")
+}
+
+fn folder_with(name: &str, file: &str) -> Option<PathBuf> {
+    let path = Path::new(name);
+    if path.join(file).is_file() {
         return fs::canonicalize(path).ok();
     }
-    let repository = cache()?.join(format!("models--{}", model.replace('/', "--")));
+    let repository = cache()?.join(format!("models--{}", name.replace('/', "--")));
     let revision = fs::read_to_string(repository.join("refs/main")).ok()?;
     let snapshot = repository.join("snapshots").join(revision.trim());
-    snapshot.join("config.json").is_file().then_some(snapshot)
+    snapshot.join(file).is_file().then_some(snapshot)
 }
 
 /// The cache as `huggingface_hub` finds it.

@@ -12,7 +12,7 @@ use std::{
 
 use fake::{FakeEngine, Told, Value, knock, ready, soon, status};
 use stator_engine::{
-    Attach, Config, DeadReason, Engine, Finish, Launch, Output, Request, Sampling, Simulate,
+    Attach, Config, DeadReason, Engine, Finish, Launch, Lora, Output, Request, Sampling, Simulate,
     StartError, State, Step, StepSink, SubmitError, Tokens, UtilityError, Waits,
 };
 use stator_testkit::ports;
@@ -31,6 +31,7 @@ fn config(dir: &Path, port: u16) -> Config {
         dp_rank: 3,
         lockstep: None,
         vocab_size: Some(100),
+        adapters: Vec::new(),
         any_version: false,
         waits: Waits {
             reconnect: Duration::from_secs(30),
@@ -349,6 +350,47 @@ async fn the_next_worker_finds_the_engine_of_before_and_aborts_its_requests() {
     drop(handle);
     let _last = engine.submit(request("last")).expect("submit");
     assert!(matches!(fake.told().await, Told::Add { .. }));
+}
+
+/// Starts an engine with adapters; `answers` are what it says to the loading of each, in order.
+async fn with_adapters(answers: &[Option<&str>]) -> Result<Engine, StartError> {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let port = ports::free();
+    let mut config = config(dir.path(), port);
+    config.adapters = ["x", "y"]
+        .map(|name| Lora {
+            name: name.to_owned(),
+            id: 7,
+            path: format!("/adapters/{name}"),
+        })
+        .into();
+    let ready = ready();
+    let answer = async {
+        let mut fake = FakeEngine::dial(port, &ready).await;
+        for failure in answers {
+            match fake.told().await {
+                Told::Utility { call_id, method } => {
+                    assert_eq!(method, "add_lora");
+                    fake.reply(call_id, *failure).await;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        fake
+    };
+    let (engine, _fake) = tokio::join!(Engine::start(config, sink().0), answer);
+    engine
+}
+
+#[tokio::test]
+async fn an_engine_has_started_when_all_of_its_adapters_are_loaded() {
+    with_adapters(&[None, None]).await.expect("start");
+    let refused = with_adapters(&[None, Some("rank 64 is too much")]).await;
+    let error = refused.expect_err("refused").to_string();
+    assert!(
+        error.contains("`y` from /adapters/y") && error.ends_with("rank 64 is too much"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

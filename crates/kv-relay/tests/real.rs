@@ -38,6 +38,7 @@ async fn a_follower_knows_what_a_real_engine_holds_through_resets_and_relays() {
         dp_rank: 0,
         lockstep: None,
         vocab_size: None,
+        adapters: Vec::new(),
         any_version: false,
         waits: Waits {
             ready: PATIENCE,

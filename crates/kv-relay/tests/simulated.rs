@@ -72,6 +72,7 @@ fn config_of(folder: &Path, port: u16) -> Config {
         dp_rank: 0,
         lockstep: None,
         vocab_size: None,
+        adapters: Vec::new(),
         any_version: false,
         waits: Waits {
             ready: PATIENCE,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use stator_common::BlobHash;
 use stator_common::card::{self, File};
 
 /// The token that ends an answer.
@@ -81,6 +82,16 @@ pub fn card(files: &Files) -> card::Model {
         reasoning_parser: None,
         vllm_version: "0.32.0".to_owned(),
         max_logprobs: 20,
+    }
+}
+
+/// Returns what a worker's card says of an adapter of the model.
+pub fn adapter(name: &str) -> card::Adapter {
+    card::Adapter {
+        name: name.to_owned(),
+        root: format!("/adapters/{name}"),
+        parent: "model".to_owned(),
+        hash: BlobHash::of(name.as_bytes()),
     }
 }
 

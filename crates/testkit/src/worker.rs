@@ -72,6 +72,7 @@ impl Worker {
             model: model::card(&files),
             handoff: None,
             kv_events: None,
+            adapters: Vec::new(),
         };
         change(&mut card);
         let counts = Arc::new(Counts::default());

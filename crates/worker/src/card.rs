@@ -27,6 +27,8 @@ pub(crate) fn describe(
         role,
         endpoint: config.place(role),
         address: address.to_owned(),
+        // Their files are read by whoever publishes it.
+        adapters: Vec::new(),
         // How KV comes and goes is the connectors' to say.
         handoff: None,
         // And so are events.

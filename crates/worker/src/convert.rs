@@ -3,7 +3,7 @@
 
 use stator_common::{Code, plane::delta, proto::worker as proto};
 use stator_engine::{
-    Constraint, Finish, Logprobs, Output, Request, RequestError, Sampling, StructuredOutputs,
+    Constraint, Finish, Logprobs, Lora, Output, Request, RequestError, Sampling, StructuredOutputs,
     SubmitError, Tokens,
 };
 
@@ -16,8 +16,6 @@ pub(crate) enum Malformed {
     NoSampling,
     #[error("structured_outputs holds no constraint")]
     NoConstraint,
-    #[error("LoRA adapter '{0}' is not loaded")]
-    Lora(String),
 }
 
 impl Malformed {
@@ -27,7 +25,6 @@ impl Malformed {
             Self::Prompt(_) => (Code::InvalidRequest, "prompt_tokens"),
             Self::NoSampling => (Code::InvalidRequest, "sampling"),
             Self::NoConstraint => (Code::InvalidRequest, "structured_outputs"),
-            Self::Lora(_) => (Code::NotFound, "model"),
         };
         error(code, self.to_string(), field)
     }
@@ -55,12 +52,14 @@ pub(crate) fn error(code: Code, message: impl Into<String>, field: &str) -> prot
 }
 
 /// Takes a request apart for the engine.
-pub(crate) fn request(message: proto::GenerateRequest) -> Result<Request, Malformed> {
+///
+/// - `lora`: the adapter that it names.
+pub(crate) fn request(
+    message: proto::GenerateRequest,
+    lora: Option<Lora>,
+) -> Result<Request, Malformed> {
     let bytes = message.prompt_tokens.len();
     let prompt = Tokens::from_le_bytes(message.prompt_tokens).ok_or(Malformed::Prompt(bytes))?;
-    if !message.lora.is_empty() {
-        return Err(Malformed::Lora(message.lora));
-    }
     let sampling = message.sampling.ok_or(Malformed::NoSampling)?;
     Ok(Request {
         id: message.request_id,
@@ -70,7 +69,7 @@ pub(crate) fn request(message: proto::GenerateRequest) -> Result<Request, Malfor
         priority: message.priority,
         // Each rank is an engine of its own, which knows of no other.
         dp_rank: None,
-        lora: None,
+        lora,
         kv_transfer_params: (!message.kv_transfer_params.is_empty())
             .then_some(message.kv_transfer_params),
         trace_headers: message.trace_headers.into_iter().collect(),
@@ -290,6 +289,6 @@ mod tests {
             prompt_tokens: vec![1, 2, 3].into(),
             ..Default::default()
         };
-        assert_eq!(request(message).unwrap_err(), Malformed::Prompt(3));
+        assert_eq!(request(message, None).unwrap_err(), Malformed::Prompt(3));
     }
 }

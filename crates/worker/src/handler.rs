@@ -12,12 +12,14 @@ use stator_common::{
     plane::{Connection, Handler},
     proto::worker::{Delta, Error, FinishReason, GenerateRequest, Leg, Sampling},
 };
-use stator_engine::{Engine, Prepared, RequestKey, SubmitError};
+use stator_engine::{Engine, Lora, Prepared, RequestKey, SubmitError};
 use tokio::{sync::watch, time};
 use tracing::{debug, warn};
 
 use crate::{
-    Plan, convert,
+    Plan,
+    adapters::Adapter,
+    convert,
     files::Files,
     metrics::WorkerMetrics,
     rank::{Active, Rank},
@@ -37,6 +39,7 @@ const RELEASE_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from
 pub(crate) struct Serving {
     pub(crate) ranks: Vec<Arc<Rank>>,
     pub(crate) plan: Arc<dyn Plan>,
+    pub(crate) adapters: Arc<[Adapter]>,
     pub(crate) health: Arc<Health>,
     pub(crate) count: Arc<Count>,
     pub(crate) metrics: WorkerMetrics,
@@ -138,7 +141,8 @@ impl Serving {
         let lease = request.kv_lease_ms.map(Duration::from_millis);
         // A frame is shorter than 4 GiB.
         let prompt_tokens = (request.prompt_tokens.len() / 4) as u32;
-        let request = convert::request(request).map_err(|malformed| malformed.to_error())?;
+        let lora = self.lora(&request.lora)?;
+        let request = convert::request(request, lora).map_err(|malformed| malformed.to_error())?;
         let prepared = active
             .engine
             .prepare(request)
@@ -236,7 +240,6 @@ impl Serving {
         if request.prompt_tokens.is_empty() {
             request.prompt_tokens = Bytes::from_static(&[0; 4]);
         }
-        request.lora.clear();
         let first = tell(&active.engine, request.clone())?;
         first.map_err(|refused| convert::refusal(&refused))?;
         remind(&active.engine, request);
@@ -249,6 +252,19 @@ impl Serving {
         };
         connection.send(&mut vec![released], None);
         Ok(())
+    }
+
+    /// Returns the adapter of a name, as the engines know it. Absent: the model itself.
+    fn lora(&self, name: &str) -> Result<Option<Lora>, Error> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let adapter = self.adapters.iter().find(|one| one.lora.name == name);
+        let lora = adapter.map(|adapter| adapter.lora.clone());
+        lora.map(Some).ok_or_else(|| {
+            let message = format!("this worker does not serve the LoRA adapter '{name}'");
+            convert::error(Code::NotFound, message, "model")
+        })
     }
 
     /// Returns the engine of a rank, or else the one with the fewest requests.
@@ -300,7 +316,7 @@ fn tell(engine: &Engine, mut request: GenerateRequest) -> Result<Result<(), Subm
         max_tokens: 1,
         ..Sampling::default()
     });
-    let mut request = convert::request(request).map_err(|malformed| malformed.to_error())?;
+    let mut request = convert::request(request, None).map_err(|malformed| malformed.to_error())?;
     request.abort_immediately = true;
     let prepared = engine.prepare(request);
     Ok(prepared.and_then(Prepared::send_unattended))

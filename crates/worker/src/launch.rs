@@ -10,10 +10,11 @@ use std::{
 
 use stator_common::{WorkerId, card::Role, scratch};
 use stator_engine::{
-    Attach, Config as EngineConfig, Launch, Simulate, Spawn, Waits, flags::Given, model,
+    Attach, Config as EngineConfig, Launch, Lora, Simulate, Spawn, Waits, flags::Given, model,
 };
 
 use crate::{
+    adapters::{self, Adapter, AdapterError},
     cli::EngineKind,
     config::Config,
     kv_events::{KvEvents, KvEventsError},
@@ -33,6 +34,8 @@ pub(crate) enum LaunchError {
         "stator-sim is neither beside this program nor on the path: name it with --engine-command"
     )]
     NoSimulator,
+    #[error(transparent)]
+    Adapters(#[from] AdapterError),
     #[error(transparent)]
     Transfer(#[from] TransferError),
     #[error(transparent)]
@@ -57,6 +60,8 @@ pub(crate) struct Engines {
     pub(crate) configs: Vec<EngineConfig>,
     /// A folder that ends with this worker, if nobody named one.
     pub(crate) run_dir: RunDir,
+    /// What each of them serves beside the model.
+    pub(crate) adapters: Vec<Adapter>,
     pub(crate) transfer: Transfer,
     pub(crate) kv_events: KvEvents,
 }
@@ -109,6 +114,8 @@ pub(crate) fn engines(
     let environment = |name: &str| env::var(name).ok();
     let transfer = Transfer::new(config, role, host, &run_dirs, &environment)?;
     let kv_events = KvEvents::new(config, host, &run_dirs)?;
+    let adapters = adapters::read(&config.engine_args, &config.names())?;
+    let loras: Vec<Lora> = adapters.iter().map(|one| one.lora.clone()).collect();
     let configs = (0..ranks)
         .zip(run_dirs)
         .map(|(rank, run_dir)| {
@@ -119,6 +126,7 @@ pub(crate) fn engines(
                 dp_rank: rank,
                 lockstep: None,
                 vocab_size: None,
+                adapters: loras.clone(),
                 any_version: config.any_vllm_version,
                 waits: Waits {
                     ready: config.engine_ready_timeout,
@@ -130,6 +138,7 @@ pub(crate) fn engines(
     Ok(Engines {
         configs,
         run_dir,
+        adapters,
         transfer,
         kv_events,
     })

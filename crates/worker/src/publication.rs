@@ -1,15 +1,15 @@
 //! Makes a worker known while it has an engine, and takes it back while it has none.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use stator_common::{
     WorkerId,
-    card::Role,
+    card::{Adapter, Role},
     discovery::{Discovery, Registration},
 };
 use stator_engine::Engine;
-use tokio::time;
+use tokio::{task, time};
 use tracing::{info, warn};
 
 use crate::{
@@ -98,6 +98,7 @@ impl Publication<'_> {
         .context("read the model's files")?;
         let mut card = card::describe(config, self.role, self.id, self.address, engines, &files)
             .context("describe a worker without engines")?;
+        card.adapters = self.adapters().await.context("read the LoRA adapters")?;
         card.handoff = self.transfer.card(&config.engine_args);
         card.kv_events = self.kv_events.card(self.serving);
         *self.serving.files.lock() = Arc::new(files);
@@ -107,7 +108,15 @@ impl Publication<'_> {
             .register(card)
             .await
             .context("make the worker known")?;
-        info!(worker = %self.id, place, model = names, address = self.address, "ready");
+        info!(worker = %self.id, place, model = names, adapters = self.serving.adapters.len(), address = self.address, "ready");
         Ok(registration)
+    }
+
+    /// Describes the adapters. They may be large: their files are read on a thread of their own.
+    async fn adapters(&self) -> anyhow::Result<Vec<Adapter>> {
+        let adapters = self.serving.adapters.clone();
+        let describe = move || adapters.iter().map(|adapter| adapter.describe()).collect();
+        let described: io::Result<Vec<Adapter>> = task::spawn_blocking(describe).await?;
+        Ok(described?)
     }
 }

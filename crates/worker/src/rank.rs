@@ -133,7 +133,10 @@ impl Rank {
         tokio::pin!(start);
         let engine = loop {
             let state = states.borrow_and_update().clone();
-            self.tell(state);
+            // It may have adapters to load; `put` says that it takes requests.
+            if state != State::Ready {
+                self.tell(state);
+            }
             tokio::select! {
                 biased;
                 engine = &mut start => break engine?,

@@ -26,6 +26,7 @@ use tracing::{info, warn};
 
 use crate::{
     Plan,
+    adapters::Adapter,
     announce::{self, Listeners},
     config::Config,
     handler::Serving,
@@ -56,6 +57,7 @@ pub struct Worker {
     discovery: Arc<dyn Discovery>,
     ranks: Vec<stator_engine::Config>,
     run_dir: RunDir,
+    adapters: Arc<[Adapter]>,
     transfer: Transfer,
     kv_events: KvEvents,
     telemetry: Telemetry,
@@ -128,6 +130,7 @@ impl Worker {
             discovery,
             ranks: engines.configs,
             run_dir: engines.run_dir,
+            adapters: engines.adapters.into(),
             transfer: engines.transfer,
             kv_events,
             telemetry,
@@ -258,6 +261,7 @@ impl Worker {
         Serving {
             ranks: ranks.collect(),
             plan: self.plan.clone(),
+            adapters: self.adapters.clone(),
             health: health.clone(),
             count,
             metrics: metrics.clone(),

@@ -230,6 +230,7 @@ mod tests {
             },
             handoff: None,
             kv_events: None,
+            adapters: Vec::new(),
         }
     }
 }

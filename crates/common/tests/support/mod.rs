@@ -37,6 +37,7 @@ pub(crate) fn card(worker: &str) -> Card {
         },
         handoff: None,
         kv_events: None,
+        adapters: Vec::new(),
     }
 }
 

@@ -18,6 +18,8 @@ struct GivenFlag<'a> {
     /// Without its dashes; with the keys of a dotted name.
     name: String,
     value: Option<&'a str>,
+    /// What follows the value, where the flag takes several.
+    more: &'a [String],
     /// `--no-x`.
     negated: bool,
 }
@@ -37,13 +39,17 @@ impl<'a> Given<'a> {
                 Some((name, value)) => (name, Some(value)),
                 None => (argument.as_str(), None),
             };
-            let next = args.get(at + 1).filter(|next| !is_flag(next));
-            let value = joined.or_else(|| next.map(String::as_str));
+            let after = &args[at + 1..];
+            let free = after.iter().take_while(|next| !is_flag(next)).count();
+            let mut values = after[..free].iter();
+            let value = joined.or_else(|| values.next().map(String::as_str));
+            let more = values.as_slice();
             let (stem, key) = stem(name);
             let flag = match known.engine_flag(name, &stem, key.is_some()) {
                 Ok((flag, _, true)) => GivenFlag {
                     name: flag.long().to_owned(),
                     value: argument.get(2..),
+                    more: &[],
                     negated: false,
                 },
                 Ok((flag, arity, false)) => GivenFlag {
@@ -54,12 +60,18 @@ impl<'a> Given<'a> {
                         .collect::<Vec<_>>()
                         .join("."),
                     value: value.filter(|_| arity != Arity::Flag),
+                    more: if arity == Arity::Many && joined.is_none() {
+                        more
+                    } else {
+                        &[]
+                    },
                     negated: arity == Arity::Flag
                         && !flag.names.iter().any(|name| name.starts_with(&stem)),
                 },
                 Err(_) => GivenFlag {
                     name: name.trim_start_matches('-').replace('_', "-"),
                     value,
+                    more: &[],
                     negated: false,
                 },
             };
@@ -81,6 +93,16 @@ impl<'a> Given<'a> {
         let mut mentions = self.0.iter().rev().filter(|flag| flag.name == name);
         mentions.find_map(|flag| flag.value)
     }
+
+    /// Returns the values of a flag that takes several, as it is given last; empty if it is not given.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        let last = self.0.iter().rev().find(|flag| flag.name == name);
+        last.into_iter().flat_map(|flag| {
+            let more = flag.more.iter().map(String::as_str);
+            flag.value.into_iter().chain(more)
+        })
+    }
+
     /// Returns the value of a flag that takes a JSON object, written as JSON or key by key (`--x.key.key v`).
     ///
     /// As in vLLM, keys replace the JSON and are not merged into it (utils/argparse_utils.py,

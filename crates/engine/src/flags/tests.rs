@@ -157,6 +157,21 @@ fn a_flag_is_read_under_its_long_name_in_every_spelling_and_the_last_one_counts(
 }
 
 #[test]
+fn all_values_of_a_flag_are_read_as_it_is_given_last() {
+    let line = "--lora-modules a=/a --enable-lora --lora-mod b=/b {\"name\":\"c\"} --max-loras 2 x";
+    let args: Vec<String> = line.split(' ').map(String::from).collect();
+    let values = |name| {
+        Given::read(&args)
+            .values(name)
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(values("lora-modules"), ["b=/b", "{\"name\":\"c\"}"]);
+    assert_eq!(values("max-loras"), ["2"]);
+    assert!(values("max-lora-rank").is_empty());
+}
+
+#[test]
 fn a_value_behind_an_equals_sign_may_have_blanks() {
     let argument = r#"--override_generation_config={"top_k": 9}"#.to_owned();
     let argv = ["worker".to_owned(), argument.clone()].map(OsString::from);

@@ -192,6 +192,11 @@ impl FakeEngine {
 
     /// Answers a utility call with nil.
     pub(crate) async fn answer(&mut self, call_id: i64) {
+        self.reply(call_id, None).await;
+    }
+
+    /// Answers a utility call with nil, or says why it failed.
+    pub(crate) async fn reply(&mut self, call_id: i64, failure: Option<&str>) {
         let mut bytes = Vec::new();
         encode::write_array_len(&mut bytes, 5).expect("vec");
         encode::write_uint(&mut bytes, 0).expect("vec");
@@ -200,7 +205,10 @@ impl FakeEngine {
         encode::write_f64(&mut bytes, 0.0).expect("vec");
         encode::write_array_len(&mut bytes, 3).expect("vec");
         encode::write_sint(&mut bytes, call_id).expect("vec");
-        encode::write_nil(&mut bytes).expect("vec");
+        match failure {
+            Some(message) => encode::write_str(&mut bytes, message).expect("vec"),
+            None => encode::write_nil(&mut bytes).expect("vec"),
+        }
         encode::write_array_len(&mut bytes, 2).expect("vec");
         encode::write_nil(&mut bytes).expect("vec");
         encode::write_nil(&mut bytes).expect("vec");

@@ -35,6 +35,7 @@ pub(crate) fn config(launch: Launch, dir: &Path, keep: bool) -> Config {
         dp_rank: 0,
         lockstep: None,
         vocab_size: None,
+        adapters: Vec::new(),
         any_version: false,
         waits: Waits {
             ready: PATIENCE,

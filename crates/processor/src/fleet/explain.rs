@@ -14,7 +14,7 @@ impl Fleet {
     pub(crate) fn explain(&self, order: &Order) -> Value {
         let request = &*order.request;
         let tokens = request.prompt_tokens.len() / size_of::<u32>();
-        let legs = match self.way() {
+        let legs = match self.way(&request.lora) {
             Err(lacks) => return json!({"prompt_tokens": tokens, "unavailable": lacks}),
             Ok(Way::Aggregated) => vec![leg("agg", &self.agg.consider(&order.ask(request)))],
             Ok(Way::Disaggregated) => {

@@ -181,12 +181,12 @@ impl Fleet {
 
     /// Says whether a request would find the workers that it needs.
     pub fn is_available(&self) -> bool {
-        self.way().is_ok()
+        self.way("").is_ok()
     }
 
     /// Says what keeps requests from being served, if something does.
     pub fn lacks(&self) -> Option<&'static str> {
-        self.way().err()
+        self.way("").err()
     }
 
     /// Sends a request to the workers that it needs and waits for the first delta of its answer.
@@ -222,14 +222,15 @@ impl Fleet {
     }
 
     async fn dispatch_any(&self, order: &Order) -> Result<Attempt, DispatchError> {
-        let way = self.way();
+        let lora = &order.request.lora;
+        let way = self.way(lora);
         let way = way.map_err(|lacks| DispatchError::new(Code::Unavailable, lacks))?;
         match self.dispatch_by(way, order).await {
-            Err(error) if error.code.is_retryable() => match self.way() {
+            Err(error) if error.code.is_retryable() => match self.way(lora) {
                 // The workers of the one way left meanwhile, and those of the other are there.
                 Ok(now) if now != way => self.dispatch_by(now, order).await,
                 // Prefill and decode workers that do not get on with each other, beside others that could.
-                Ok(Way::Disaggregated) if self.agg.is_available() => {
+                Ok(Way::Disaggregated) if self.agg.is_available(lora) => {
                     self.dispatch_by(Way::Aggregated, order).await
                 }
                 Ok(_) | Err(_) => Err(error),
@@ -252,12 +253,14 @@ impl Fleet {
         }
     }
 
-    fn way(&self) -> Result<Way, &'static str> {
+    /// - `lora`: the adapter that a request names; each of its workers must serve it.
+    fn way(&self, lora: &str) -> Result<Way, &'static str> {
         // In this order, so that aggregated workers can be replaced by the two halves, and the other way
         // round, while requests come.
-        match (self.prefill.is_available(), self.decode.is_available()) {
+        let is_available = |pool: &Pool| pool.is_available(lora);
+        match (is_available(&self.prefill), is_available(&self.decode)) {
             (true, true) => Ok(Way::Disaggregated),
-            _ if self.agg.is_available() => Ok(Way::Aggregated),
+            _ if is_available(&self.agg) => Ok(Way::Aggregated),
             (true, false) => Err("prefill workers are connected, but no decode worker is"),
             (false, true) => Err("decode workers are connected, but no prefill worker is"),
             (false, false) => Err("no worker of this model is connected"),
@@ -307,6 +310,7 @@ impl Order {
             // A rank that the client named is one of the engine that answers.
             dp_rank: None,
             prompt_tokens: self.request.prompt_tokens.clone(),
+            lora: self.request.lora.clone(),
             ..GenerateRequest::default()
         }
     }

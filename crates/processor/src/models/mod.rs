@@ -2,21 +2,21 @@
 //!
 //! [`Models`] is what a request looks a model up in: a snapshot behind one atomic pointer. The registry
 //! (`registry`) is one task that follows discovery and replaces the snapshot; `load` fetches and
-//! builds what a model needs, away from the async threads.
+//! builds what a model needs, away from the async threads. A LoRA adapter is a [`Model`], too, for those who ask for it
+//! by name; it is there as long as one of the model's workers says that it serves it.
 
 mod agreement;
 mod generation;
+mod group;
 mod load;
 mod registry;
+mod snapshot;
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use stator_common::card;
 use stator_common::{Code, WorkerId};
-use tokio::time::Instant;
 
 pub use generation::GenerationConfig;
 pub use load::{Assets, LoadError};
@@ -24,15 +24,14 @@ pub use registry::Registry;
 
 use crate::fleet::Fleet;
 use crate::metrics::ModelMetrics;
-
-/// How long a model whose last worker left is one that may come back. An engine that was lost takes a minute to start
-/// again, and a large model several.
-const REMEMBERED: Duration = Duration::from_secs(600);
+use snapshot::Snapshot;
 
 /// One model, with everything needed to turn a request into tokens and tokens into an answer.
 pub struct Model {
-    /// The name that answers carry: the first of `card.names`.
+    /// The name that answers carry: the first of `card.names`, or the adapter's.
     pub id: String,
+    /// The LoRA adapter that makes it another model than its workers' own; it shares the rest with that.
+    pub adapter: Option<card::Adapter>,
     /// When this process learnt of it, in seconds since 1970.
     pub created: u64,
     /// What its workers publish about it.
@@ -43,6 +42,28 @@ pub struct Model {
     pub metrics: ModelMetrics,
     /// The workers that serve it.
     pub fleet: Arc<Fleet>,
+}
+
+impl Model {
+    /// Returns the model that an adapter makes of this one.
+    fn adapted(&self, adapter: &card::Adapter) -> Self {
+        Self {
+            id: adapter.name.clone(),
+            adapter: Some(adapter.clone()),
+            created: self.created,
+            card: self.card.clone(),
+            assets: self.assets.clone(),
+            metrics: self.metrics.clone(),
+            fleet: Arc::clone(&self.fleet),
+        }
+    }
+
+    /// Returns the adapter's name, as workers are told it; empty: none.
+    pub fn lora(&self) -> &str {
+        self.adapter
+            .as_ref()
+            .map_or("", |adapter| &adapter.name[..])
+    }
 }
 
 /// Why no model of a name can be used.
@@ -100,45 +121,10 @@ pub struct Models {
     snapshot: ArcSwap<Snapshot>,
 }
 
-#[derive(Default)]
-struct Snapshot {
-    /// Each model under each of its names.
-    by_name: HashMap<String, Arc<Model>>,
-    /// Each model once, by id.
-    models: Vec<Arc<Model>>,
-    /// Names of models that are still being loaded.
-    loading: HashSet<String>,
-    /// Names of models that cannot be loaded, and why.
-    failed: HashMap<String, String>,
-    unused: Vec<Unused>,
-    /// Names of models whose last worker left, and when.
-    left: HashMap<String, Instant>,
-}
-
-impl Snapshot {
-    fn knows(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
-            || self.loading.contains(name)
-            || self.failed.contains_key(name)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.by_name.is_empty() && self.loading.is_empty() && self.failed.is_empty()
-    }
-}
-
 impl Models {
-    /// Replaces what is known, and remembers what is no longer there.
-    fn replace(&self, mut snapshot: Snapshot) {
-        let before = self.snapshot.load();
-        let now = Instant::now();
-        let left = before.left.iter().map(|(name, at)| (name, *at));
-        let leaves = before.by_name.keys().map(|name| (name, now));
-        snapshot.left = left
-            .chain(leaves)
-            .filter(|(name, at)| !snapshot.knows(name) && now - *at < REMEMBERED)
-            .map(|(name, at)| (name.clone(), at))
-            .collect();
+    /// Replaces what is known; what is no longer there is remembered for a while.
+    fn replace(&self, snapshot: Snapshot) {
+        let snapshot = snapshot.after(&self.snapshot.load());
         self.snapshot.store(Arc::new(snapshot));
     }
 
@@ -162,17 +148,20 @@ impl Models {
                     reason: reason.clone(),
                 },
                 None if snapshot.is_empty() => NoModel::Nobody,
-                None => match snapshot.left.get(name) {
-                    Some(at) if at.elapsed() < REMEMBERED => NoModel::Left(name.to_owned()),
-                    _ => NoModel::Unknown(name.to_owned()),
-                },
+                None if snapshot.left_lately(name) => NoModel::Left(name.to_owned()),
+                None => NoModel::Unknown(name.to_owned()),
             }),
         }
     }
 
-    /// Returns each model once, ordered by id.
+    /// Returns each model once, ordered by id; adapters are none.
     pub fn list(&self) -> Vec<Arc<Model>> {
         self.snapshot.load().models.clone()
+    }
+
+    /// Returns each adapter of a model once, ordered by name.
+    pub fn adapters(&self) -> Vec<Arc<Model>> {
+        self.snapshot.load().adapters.clone()
     }
 
     /// Returns the workers that are known and not used.

@@ -10,22 +10,23 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use metrics::Counter;
-use stator_common::card::{self, Card, Role};
+use stator_common::card::{Card, Role};
 use stator_common::discovery::{Event, Watch};
 use stator_common::nats::Nats;
 use stator_common::plane::{Client, ClientConfig};
 use stator_common::{BlobHash, WorkerId, tls};
-use stator_text::{reasoning, tools};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use super::agreement::disagreement;
+use super::agreement;
+use super::group::{Group, GroupState, Refused};
 use super::load::{self, Assets, LoadError};
-use super::{Model, Models, Snapshot, Unused};
+use super::snapshot::Snapshot;
+use super::{Model, Models};
 use crate::config::Config;
 use crate::fleet::{Fleet, LOOK_AGAIN};
 use crate::knowledge::Following;
-use crate::metrics::{Metrics, ModelMetrics};
+use crate::metrics::Metrics;
 use crate::pool::Worker;
 
 /// Pause before a model's files are asked for again, when no worker could deliver them.
@@ -48,27 +49,6 @@ pub struct Registry {
     loads: JoinSet<Loaded>,
     following: Following,
     nats: Nats,
-}
-
-/// The workers of one model.
-struct Group {
-    fingerprint: BlobHash,
-    model: card::Model,
-    workers: Vec<Arc<Worker>>,
-    fleet: Arc<Fleet>,
-    metrics: ModelMetrics,
-    state: GroupState,
-}
-
-enum GroupState {
-    Loading(AbortHandle),
-    Ready(Arc<Model>),
-    Failed(String),
-}
-
-struct Refused {
-    card: Arc<Card>,
-    reason: String,
 }
 
 /// The end of a load.
@@ -172,7 +152,7 @@ impl Registry {
     }
 
     fn admit(&mut self, card: Arc<Card>) {
-        if let Err(reason) = self.check(&card) {
+        if let Err(reason) = agreement::check(&card, &self.groups) {
             error!(worker = %card.worker, address = card.address, reason, "worker refused");
             self.refusals.increment(1);
             self.refused
@@ -231,54 +211,37 @@ impl Registry {
         }
     }
 
-    /// Says whether a worker fits those that are there, and if not, why.
-    fn check(&self, card: &Card) -> Result<(), String> {
-        let Some(id) = card.model.names.first() else {
-            return Err("its model has no name".to_owned());
-        };
-        check_parsers(&card.model)?;
-        if let Some(group) = self.groups.get(id) {
-            if group.fingerprint == card.model.fingerprint() {
-                return Ok(());
-            }
-            return Err(disagreement(&group.model, &card.model));
-        }
-        let taken = self.groups.iter().find_map(|(other, group)| {
-            let shared = group
-                .model
-                .names
-                .iter()
-                .find(|name| card.model.names.contains(name))?;
-            Some(format!("the name {shared} belongs to the model {other}"))
-        });
-        taken.map_or(Ok(()), Err)
-    }
-
     fn gone(&mut self, worker: &WorkerId) {
         if self.refused.remove(worker).is_some() {
             return;
         }
-        let mut groups = self.groups.iter_mut();
-        let Some((id, group)) =
-            groups.find(|(_, group)| group.workers.iter().any(|known| known.id() == worker))
-        else {
+        let found = self.groups.iter_mut().find_map(|(id, group)| {
+            let index = group
+                .workers
+                .iter()
+                .position(|known| known.id() == worker)?;
+            Some((id, group, index))
+        });
+        let Some((id, group, index)) = found else {
             return;
         };
         info!(%worker, model = id, "worker left");
-        group.workers.retain(|known| known.id() != worker);
+        let left = group.workers.remove(index);
         group.fleet.remove(worker);
         self.following.remove(worker);
-        if !group.workers.is_empty() {
+        if !group.workers.is_empty() && left.card().adapters.is_empty() {
             return;
         }
-        let id = id.clone();
-        if let Some(group) = self.groups.remove(&id)
-            && let GroupState::Loading(load) = group.state
-        {
-            load.abort();
+        if group.workers.is_empty() {
+            let id = id.clone();
+            if let Some(group) = self.groups.remove(&id)
+                && let GroupState::Loading(load) = group.state
+            {
+                load.abort();
+            }
+            info!(model = id, "model no longer served");
         }
-        info!(model = id, "model no longer served");
-        // Whoever was refused because of this model may fit now.
+        // Whoever was refused because of this model, or of an adapter, may fit now.
         for refused in std::mem::take(&mut self.refused).into_values() {
             self.admit(refused.card);
         }
@@ -302,6 +265,7 @@ impl Registry {
                 info!(model = id, workers = group.workers.len(), "model ready");
                 let model = Model {
                     id,
+                    adapter: None,
                     created: now(),
                     card: group.model.clone(),
                     assets,
@@ -323,58 +287,9 @@ impl Registry {
     }
 
     fn publish(&self) {
-        let mut snapshot = Snapshot::default();
-        for group in self.groups.values() {
-            match &group.state {
-                GroupState::Ready(model) => {
-                    snapshot.models.push(Arc::clone(model));
-                    let names = model.card.names.iter();
-                    snapshot
-                        .by_name
-                        .extend(names.map(|name| (name.clone(), Arc::clone(model))));
-                }
-                GroupState::Loading(_) => {
-                    snapshot.loading.extend(group.model.names.iter().cloned());
-                    snapshot
-                        .unused
-                        .extend(unused(group, "its model is still being loaded", true));
-                }
-                GroupState::Failed(reason) => {
-                    let names = group.model.names.iter();
-                    snapshot
-                        .failed
-                        .extend(names.map(|name| (name.clone(), reason.clone())));
-                    snapshot.unused.extend(unused(group, reason, false));
-                }
-            }
-        }
-        snapshot.models.sort_by(|a, b| a.id.cmp(&b.id));
-        snapshot.unused.extend(self.refused.values().map(|refused| {
-            Unused {
-                worker: refused.card.worker.clone(),
-                model: refused
-                    .card
-                    .model
-                    .names
-                    .first()
-                    .cloned()
-                    .unwrap_or_default(),
-                reason: refused.reason.clone(),
-                passing: false,
-            }
-        }));
-        snapshot.unused.sort_by(|a, b| a.worker.cmp(&b.worker));
+        let snapshot = Snapshot::of(self.groups.values(), self.refused.values());
         self.models.replace(snapshot);
     }
-}
-
-fn unused(group: &Group, reason: &str, passing: bool) -> impl Iterator<Item = Unused> {
-    group.workers.iter().map(move |worker| Unused {
-        worker: worker.id().clone(),
-        model: group.model.names[0].clone(),
-        reason: reason.to_owned(),
-        passing,
-    })
 }
 
 /// Connects to a worker and adds it to a fleet.
@@ -426,15 +341,4 @@ fn now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
-}
-
-/// Says why answers of a model could not be read: vLLM's own server does not start with such a name, either.
-fn check_parsers(model: &card::Model) -> Result<(), String> {
-    if let Some(name) = &model.tool_call_parser {
-        tools::check(name).map_err(|error| error.to_string())?;
-    }
-    if let Some(name) = &model.reasoning_parser {
-        reasoning::check(name).map_err(|error| error.to_string())?;
-    }
-    Ok(())
 }

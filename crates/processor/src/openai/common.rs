@@ -333,6 +333,7 @@ impl Common {
             cache_salt: self.cache_salt.clone(),
             priority: self.priority,
             dp_rank: self.dp_rank,
+            lora: model.lora().to_owned(),
             trace_headers: self.trace_headers.clone(),
             reasoning_ended: self.reasoning_ended,
             ..GenerateRequest::default()

@@ -67,6 +67,7 @@ impl<'a> Ask<'a> {
             && self
                 .pinned
                 .is_none_or(|pinned| target.worker.id() == pinned)
+            && target.worker.card().serves(&self.request.lora)
             && asked.is_none_or(|rank| target.dp_rank.is_none_or(|own| own == rank))
             && self.partner.is_none_or(|other| target.worker.fits(other))
             && self

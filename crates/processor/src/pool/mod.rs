@@ -132,11 +132,13 @@ impl Pool {
     }
 
     /// Says whether a worker could take a request now.
-    pub fn is_available(&self) -> bool {
-        self.targets
-            .load()
-            .iter()
-            .any(|target| target.availability() != Availability::Absent)
+    ///
+    /// - `lora`: the adapter that the request names; empty: none.
+    pub fn is_available(&self, lora: &str) -> bool {
+        let targets = self.targets.load();
+        targets.iter().any(|target| {
+            target.availability() != Availability::Absent && target.worker.card().serves(lora)
+        })
     }
 
     /// Sends a request to a worker and waits for its first delta, on another worker if need be.

@@ -63,6 +63,7 @@ fn describe(target: &Target) -> Value {
         "endpoint": card.endpoint.to_string(),
         "address": card.address,
         "role": card.role,
+        "adapters": card.adapters.iter().map(|adapter| &adapter.name).collect::<Vec<_>>(),
         "vllm_version": card.model.vllm_version,
         "kv_blocks": card.model.kv_blocks,
         "block_size": card.model.block_size,

@@ -1,9 +1,10 @@
 //! Hand-offs in which nothing fails.
 
 use serde_json::json;
-use stator_common::card::Role;
+use stator_common::card::{Card, Role};
 use stator_common::proto::worker::{Delta, Leg, TokenLogprobs};
 use stator_processor::config::{ConditionalMode, Config};
+use stator_testkit::model;
 
 use crate::stage::{Stage, answer, handed};
 
@@ -183,7 +184,48 @@ async fn only_workers_of_one_build_and_connector_are_paired(config: Config) {
     assert!(newer.is_idle());
 }
 
+async fn an_adapter_needs_a_worker_of_each_role_that_has_it(config: Config) {
+    let mut stage = Stage::new(config.clone()).await;
+    let has_x = |card: &mut Card| card.adapters = vec![model::adapter("x")];
+    let mut prefill = stage.add_with("p-x", Role::Prefill, has_x).await;
+    let mut plain = stage.add("d-plain", Role::Decode).await;
+    let body = json!({"model": "x", "prompt": "abc", "max_tokens": 3});
+    let answered = stage.ask(&body).await.unwrap();
+    assert_eq!(answered.status, 503);
+    assert!(
+        answered.error().contains("no decode worker is"),
+        "{answered:?}"
+    );
+
+    let mut decode = stage.add_with("d-x", Role::Decode, has_x).await;
+    for _ in 0..3 {
+        let asked = stage.ask(&body);
+        let first = prefill.hand_on("kv").await;
+        let second = decode.attempt().await;
+        answer(&second, "yes");
+        assert_eq!(asked.await.unwrap().json()["model"], "x");
+        assert_eq!(
+            (&first.request.lora[..], &second.request.lora[..]),
+            ("x", "x")
+        );
+    }
+    assert!(plain.is_idle());
+
+    // Where only aggregated workers have it, they serve it.
+    let mut agg = stage
+        .add_with("a-y", Role::Agg, |card| {
+            card.adapters = vec![model::adapter("y")];
+        })
+        .await;
+    let asked = stage.ask(&json!({"model": "y", "prompt": "abc", "max_tokens": 3}));
+    let attempt = agg.attempt().await;
+    assert_eq!(attempt.request.lora, "y");
+    answer(&attempt, "yes");
+    assert_eq!(asked.await.unwrap().status, 200);
+}
+
 both_ways!(
+    an_adapter_needs_a_worker_of_each_role_that_has_it,
     decode_goes_on_with_what_prefill_handed_over,
     log_probabilities_of_the_prompt_come_from_the_engine_that_computed_it,
     choices_have_a_hand_off_each_but_the_prompt_is_computed_once,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adapters;
 mod caches;
 mod explained;
 mod peers;

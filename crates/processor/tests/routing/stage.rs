@@ -62,6 +62,13 @@ impl Stage {
 
     /// Adds a worker whose card is changed.
     pub(crate) async fn add_with(&mut self, id: &str, change: impl FnOnce(&mut Card)) {
+        self.add_unused(id, change).await;
+        let open = self.processor_targets_after(id).await;
+        until_open(self.addr, open).await;
+    }
+
+    /// Adds a worker that need not be used.
+    pub(crate) async fn add_unused(&mut self, id: &str, change: impl FnOnce(&mut Card)) {
         let cached = Arc::new(AtomicU32::new(0));
         let found = Arc::clone(&cached);
         let answer = move |attempt: Attempt| {
@@ -75,8 +82,13 @@ impl Stage {
         let worker = Worker::customized(&self.processor.discovery, id, answer, change).await;
         self.workers
             .insert(id.to_owned(), Played { worker, cached });
-        let open = self.processor_targets_after(id).await;
-        until_open(self.addr, open).await;
+    }
+
+    /// Lets a worker leave.
+    pub(crate) async fn remove(&mut self, id: &str) {
+        if let Some(played) = self.workers.remove(id) {
+            played.worker.stop().await;
+        }
     }
 
     /// Waits until the processor knows a worker, and returns how many targets there are then.
@@ -101,6 +113,10 @@ impl Stage {
 
     pub(crate) fn worker(&self, id: &str) -> &Played {
         &self.workers[id]
+    }
+
+    pub(crate) fn worker_mut(&mut self, id: &str) -> &mut Played {
+        self.workers.get_mut(id).unwrap()
     }
 
     /// Waits for a state of a worker's cache, as the processor knows it.

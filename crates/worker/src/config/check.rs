@@ -5,6 +5,7 @@ use stator_engine::flags::Given;
 
 use super::{Config, ConfigError};
 use crate::{
+    adapters,
     cli::{EngineKind, RequestPlane},
     launch,
 };
@@ -18,6 +19,7 @@ pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
         return Err(ConfigError::NoModel);
     }
     check_role(config, role)?;
+    adapters::read(&config.engine_args, &config.names())?;
     config.transfer(role)?;
     config.handoff(role)?;
     if config.request_plane == RequestPlane::Nats

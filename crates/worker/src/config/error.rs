@@ -10,7 +10,7 @@ use stator_engine::{
     kv_events,
 };
 
-use crate::python::PythonError;
+use crate::{adapters::AdapterError, python::PythonError};
 
 /// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +93,8 @@ pub enum ConfigError {
          --request-plane-tls-cert and --request-plane-tls-key, too"
     )]
     ClientsWithoutTls,
+    #[error(transparent)]
+    Adapters(#[from] AdapterError),
     #[error(transparent)]
     KvEvents(#[from] kv_events::ConfigError),
     #[error("--kv-relay needs the engines' KV events, and --kv-events-config {0}")]

@@ -3,6 +3,7 @@
 //!
 //! Nothing is changed and nothing imported. What only the running engine can tell is not looked at.
 
+mod adapters;
 mod devices;
 mod listeners;
 mod model;
@@ -109,6 +110,7 @@ pub(crate) async fn examine(subject: &Subject<'_>) -> Vec<Finding> {
 pub(crate) async fn node(config: &Config, role: Role) -> Vec<Finding> {
     let mut findings = packages::examine(config, role);
     findings.extend(model::examine(config));
+    findings.extend(adapters::examine(config));
     findings.extend(devices::examine(config).await);
     findings
 }

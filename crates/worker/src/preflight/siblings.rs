@@ -263,6 +263,7 @@ mod tests {
                 peers: Vec::new(),
             }),
             kv_events: None,
+            adapters: Vec::new(),
         };
         change(&mut card);
         card

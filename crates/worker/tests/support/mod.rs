@@ -177,6 +177,11 @@ impl Cluster {
         self.served.await.expect("no panic").expect("a clean end");
     }
 
+    /// Waits for the end of the worker, which must be an error.
+    pub(crate) async fn failed(self) -> anyhow::Error {
+        self.served.await.expect("no panic").expect_err("an error")
+    }
+
     pub(crate) async fn until_requests(&self, count: usize) {
         let wanted = format!("\"requests\":{count},");
         until(self.system, "/status", |answered| {
