@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use stator_common::card::{Endpoint, Role};
-use stator_common::discovery::mem::Mem;
 use stator_common::discovery::{Discovery, Registration};
 use stator_common::drain::{self, Trigger};
 use stator_common::plane::{Connection, Handler, Server, ServerConfig, ServerHandle};
@@ -45,13 +44,13 @@ struct Counts {
 
 impl Worker {
     /// Starts a worker named `id` of [the model](crate::model).
-    pub async fn start(discovery: &Mem, id: &str, script: impl Script) -> Self {
+    pub async fn start(discovery: &impl Discovery, id: &str, script: impl Script) -> Self {
         Self::customized(discovery, id, script, |_| {}).await
     }
 
     /// Starts a worker whose card is changed before it is published.
     pub async fn customized(
-        discovery: &Mem,
+        discovery: &impl Discovery,
         id: &str,
         script: impl Script,
         change: impl FnOnce(&mut Card),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use prost::Message;
 use stator_common::WorkerId;
 use stator_common::card::Relay;
-use stator_common::discovery::{Discovery, DiscoveryError, Peer, Registration};
+use stator_common::discovery::{Discovery, Peer, Registration};
 use stator_common::events::plane::{Outlet, PlaneError};
 use stator_common::events::{nats, zmq};
 use stator_common::nats::Nats;
@@ -25,7 +25,7 @@ use stator_common::settings::EventPlane;
 use stator_router::{Load, peers};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::config::Config;
 use crate::models::Models;
@@ -118,9 +118,7 @@ impl Peers {
             Some(outlet) => outlet,
             None => outlet_of(&self.nats, &self.peer.name).await,
         };
-        let Some(_registration) = join(&*discovery, &self.peer).await else {
-            return std::future::pending().await;
-        };
+        let _registration = join(&*discovery, &self.peer).await;
         let (found, mut there) = mpsc::channel(1);
         let (hears, mut news) = mpsc::channel(WAITING);
         let mut listeners = Listeners::new(self.peer.clone(), self.nats, hears);
@@ -188,16 +186,12 @@ async fn outlet_of(nats: &Nats, name: &str) -> Box<dyn Outlet> {
     }
 }
 
-/// Makes a processor known; absent where none can be.
-async fn join(discovery: &dyn Discovery, peer: &Peer) -> Option<Registration> {
+/// Makes a processor known, however long that takes.
+async fn join(discovery: &dyn Discovery, peer: &Peer) -> Registration {
     let mut told = false;
     loop {
         match discovery.join(peer.clone()).await {
-            Ok(registration) => return Some(registration),
-            Err(error @ DiscoveryError::NoPeers(_)) => {
-                info!(reason = %error, "each processor knows only what it booked itself");
-                return None;
-            }
+            Ok(registration) => return registration,
             Err(error) if !told => {
                 warn!(%error, "other processors cannot find this one yet");
                 told = true;

@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 
 use serde_json::Value;
-use stator_common::discovery::mem::Mem;
+use stator_common::discovery::Discovery;
+use stator_common::discovery::kubernetes::Kubernetes;
+use stator_common::settings::KubernetesSettings;
 use stator_processor::Processor;
 use stator_processor::config::Config;
 use stator_processor::pool::RouterMode;
 use stator_testkit::http::{post, send, until};
+use stator_testkit::kubernetes::Kubernetes as Cluster;
 use stator_testkit::worker::{Attempt, Worker};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -22,7 +25,7 @@ fn config() -> Config {
 }
 
 /// Adds a worker that answers nothing by itself.
-async fn silent(discovery: &Mem, id: &str) -> (Worker, UnboundedReceiver<Attempt>) {
+async fn silent(discovery: &impl Discovery, id: &str) -> (Worker, UnboundedReceiver<Attempt>) {
     let (sender, attempts) = mpsc::unbounded_channel();
     let script = move |attempt: Attempt| drop(sender.send(attempt));
     (Worker::start(discovery, id, script).await, attempts)
@@ -77,6 +80,34 @@ async fn what_one_has_booked_is_weighed_by_the_other_until_it_is_gone() {
         "enough",
     ));
     until_known(again.addr, 1, 0).await;
+}
+
+/// The cluster as a process in a pod of its own sees it.
+async fn pod(cluster: &Cluster, name: &str) -> Kubernetes {
+    cluster.run_pod(name, &["only"]);
+    let settings = KubernetesSettings {
+        config: Some(cluster.config()),
+        pod: Some(name.to_owned()),
+        ..KubernetesSettings::default()
+    };
+    Kubernetes::new(&settings).await.unwrap()
+}
+
+#[tokio::test]
+async fn processors_in_pods_weigh_what_the_other_has_booked_until_its_pod_is_gone() {
+    let cluster = Cluster::start().await;
+    let one = support::start_in(config(), &pod(&cluster, "one").await).await;
+    let two = support::start_in(config(), &pod(&cluster, "two").await).await;
+    let (_worker, mut attempts) = silent(&pod(&cluster, "worker").await, "a").await;
+    for addr in [one.addr, two.addr] {
+        until_open(addr, 1).await;
+    }
+    ask(one.addr);
+    let _attempt = attempts.recv().await.unwrap();
+    until_known(two.addr, 1, 1).await;
+    until_known(one.addr, 1, 0).await;
+    cluster.delete("two");
+    until_known(one.addr, 0, 0).await;
 }
 
 #[tokio::test]
