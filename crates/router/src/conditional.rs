@@ -49,7 +49,7 @@ pub struct Situation {
 
 /// Where the prompt is to be computed, and why.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Place {
+pub enum Verdict {
     /// By a prefill worker.
     Remote(Why),
     /// By the decode worker.
@@ -86,20 +86,20 @@ impl Cost {
     }
 }
 
-impl Place {
+impl Verdict {
     /// Says whether the decode worker computes the prompt.
     pub fn is_local(&self) -> bool {
         matches!(self, Self::Local(_))
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (place, why) = match self {
+        let (how, why) = match self {
             Self::Remote(why) => ("handed off", why),
             Self::Local(why) => ("computed by the decode worker", why),
         };
-        write!(f, "{place}: ")?;
+        write!(f, "{how}: ")?;
         match why {
             Why::Off => f.write_str("every prompt is"),
             Why::Length { uncached, least } => {
@@ -137,36 +137,36 @@ pub struct Measured {
 
 impl Conditional {
     /// Decides about one prompt.
-    pub fn place(&self, situation: &Situation, measured: &Measured) -> Place {
+    pub fn decide(&self, situation: &Situation, measured: &Measured) -> Verdict {
         match self {
-            Self::Off => Place::Remote(Why::Off),
-            Self::Fixed(bounds) => bounds.place(situation),
+            Self::Off => Verdict::Remote(Why::Off),
+            Self::Fixed(bounds) => bounds.decide(situation),
             Self::Auto => predicted(situation, measured),
         }
     }
 }
 
 impl Bounds {
-    fn place(&self, situation: &Situation) -> Place {
+    fn decide(&self, situation: &Situation) -> Verdict {
         if let Some(most) = self.max_prefill_queue
             && situation.prefill_queue > most
         {
             let tokens = situation.prefill_queue;
-            return Place::Local(Why::Queue { tokens, most });
+            return Verdict::Local(Why::Queue { tokens, most });
         }
         let why = Why::Length {
             uncached: situation.uncached,
             least: self.min_prefill_tokens,
         };
         if situation.uncached < self.min_prefill_tokens {
-            Place::Local(why)
+            Verdict::Local(why)
         } else {
-            Place::Remote(why)
+            Verdict::Remote(why)
         }
     }
 }
 
-fn predicted(situation: &Situation, measured: &Measured) -> Place {
+fn predicted(situation: &Situation, measured: &Measured) -> Verdict {
     let ahead = situation.prefill_queue + situation.uncached_at_prefill;
     // A decode worker that never computed a prompt is taken to be as fast as a prefill worker.
     let local_line = measured.local.or(&measured.prefill);
@@ -187,13 +187,13 @@ fn predicted(situation: &Situation, measured: &Measured) -> Place {
         Some((remote, local))
     };
     let Some((remote, local)) = lines() else {
-        return Place::Remote(Why::Unmeasured);
+        return Verdict::Remote(Why::Unmeasured);
     };
     let why = Why::Predicted { remote, local };
     if local.total() < remote.total() {
-        Place::Local(why)
+        Verdict::Local(why)
     } else {
-        Place::Remote(why)
+        Verdict::Remote(why)
     }
 }
 
@@ -285,17 +285,17 @@ mod tests {
             min_prefill_tokens: 100,
             max_prefill_queue: Some(5000),
         });
-        let place = |uncached, prefill_queue| {
+        let decide = |uncached, prefill_queue| {
             let situation = Situation {
                 uncached,
                 prefill_queue,
                 ..Situation::default()
             };
-            fixed.place(&situation, &Measured::default())
+            fixed.decide(&situation, &Measured::default())
         };
-        assert!(place(99, 0).is_local());
-        assert!(!place(100, 5000).is_local());
-        assert!(place(100, 5001).is_local());
+        assert!(decide(99, 0).is_local());
+        assert!(!decide(100, 5000).is_local());
+        assert!(decide(100, 5001).is_local());
     }
 
     #[test]
@@ -305,19 +305,19 @@ mod tests {
             transfer: line(0.030, 1e-6),
             local: Line::default(),
         };
-        let place = |uncached, streams| {
+        let decide = |uncached, streams| {
             let situation = Situation {
                 uncached,
                 uncached_at_prefill: uncached,
                 streams,
                 ..Situation::default()
             };
-            Conditional::Auto.place(&situation, &measured)
+            Conditional::Auto.decide(&situation, &measured)
         };
         // 4 ms of work are not worth 30 ms of transfer, unless many streams wait for them.
-        assert!(place(20, 0).is_local());
-        assert!(!place(20, 20).is_local());
-        assert!(!place(2000, 4).is_local());
+        assert!(decide(20, 0).is_local());
+        assert!(!decide(20, 20).is_local());
+        assert!(!decide(2000, 4).is_local());
         // So does a prompt that it has cached and the prefill worker has not.
         let known = Situation {
             uncached: 16,
@@ -325,7 +325,7 @@ mod tests {
             streams: 4,
             ..Situation::default()
         };
-        assert!(Conditional::Auto.place(&known, &measured).is_local());
+        assert!(Conditional::Auto.decide(&known, &measured).is_local());
         // A queue at the prefill worker speaks for the decode worker.
         let queued = Situation {
             uncached: 2000,
@@ -334,7 +334,7 @@ mod tests {
             streams: 4,
             ..Situation::default()
         };
-        assert!(Conditional::Auto.place(&queued, &measured).is_local());
+        assert!(Conditional::Auto.decide(&queued, &measured).is_local());
     }
 
     #[test]
@@ -345,7 +345,7 @@ mod tests {
             local: line(0.0, 2e-5),
         };
         // A load that one prefill worker cannot keep up with: prompts of 60 ms, of 128 requests most wait there.
-        let place = |queued: u64, streams| {
+        let decide = |queued: u64, streams| {
             let situation = Situation {
                 uncached: 3000,
                 uncached_at_prefill: 3000,
@@ -354,16 +354,16 @@ mod tests {
                 streams,
                 queued,
             };
-            Conditional::Auto.place(&situation, &measured)
+            Conditional::Auto.decide(&situation, &measured)
         };
-        assert!(place(100, 28).is_local());
-        assert!(!place(10, 118).is_local());
-        assert!(!place(0, 1).is_local());
+        assert!(decide(100, 28).is_local());
+        assert!(!decide(10, 118).is_local());
+        assert!(!decide(0, 1).is_local());
     }
 
     #[test]
     fn without_measurements_prompts_are_handed_off() {
-        let place = Conditional::Auto.place(&Situation::default(), &Measured::default());
-        assert_eq!(place, Place::Remote(Why::Unmeasured));
+        let verdict = Conditional::Auto.decide(&Situation::default(), &Measured::default());
+        assert_eq!(verdict, Verdict::Remote(Why::Unmeasured));
     }
 }
