@@ -43,7 +43,8 @@ pub struct Situation {
     /// Streams that a prefill on the decode worker would hold up: those that it generates now.
     pub streams: u64,
     /// Prompts that a prefill on the prefill worker would hold up: those that come while this one waits, which are
-    /// taken to be as many as wait before it.
+    /// taken to be as many as wait before it. Choices that follow another one of their prompt are none: they come
+    /// with it, and find it computed.
     pub queued: u64,
 }
 
@@ -76,7 +77,8 @@ pub enum Why {
 pub struct Cost {
     /// Of the prompt itself, to its first token.
     pub first_token: f64,
-    /// Of all others together, who are held up by it.
+    /// Of all others together, who are held up by it: each by the time that its tokens add to steps. What a step costs
+    /// however many tokens it has, and the way to a worker and back, nobody waits for twice.
     pub harm: f64,
 }
 
@@ -173,16 +175,18 @@ fn predicted(situation: &Situation, measured: &Measured) -> Verdict {
     let lines = || {
         let prefill = measured.prefill.at(ahead as f64)?;
         let transfer = measured.transfer.at(situation.uncached as f64)?;
-        let computing = measured.prefill.at(situation.uncached_at_prefill as f64)?;
+        let added = measured
+            .prefill
+            .growth(situation.uncached_at_prefill as f64)?;
         let local = local_line.at((situation.decode_queue + situation.uncached) as f64)?;
-        let computing_locally = local_line.at(situation.uncached as f64)?;
+        let added_locally = local_line.growth(situation.uncached as f64)?;
         let remote = Cost {
             first_token: prefill + transfer,
-            harm: computing * situation.queued as f64,
+            harm: added * situation.queued as f64,
         };
         let local = Cost {
             first_token: local,
-            harm: computing_locally * situation.streams as f64,
+            harm: added_locally * situation.streams as f64,
         };
         Some((remote, local))
     };
@@ -225,18 +229,34 @@ impl Line {
 
     /// Returns the value at `x`, never below zero; `None` while too little is known.
     pub fn at(&self, x: f64) -> Option<f64> {
-        if self.weight < ENOUGH {
-            return None;
-        }
+        let mean = self.mean()?;
+        Some(match self.slope() {
+            Some(slope) => (mean + slope * (x - self.x / self.weight)).max(0.0),
+            None => mean,
+        })
+    }
+
+    /// Returns by how much the value is more at any place than `x` before it; `None` while too little is known. Where
+    /// nothing tells which part of the value grows, all of it is taken to.
+    pub fn growth(&self, x: f64) -> Option<f64> {
+        let mean = self.mean()?;
+        let place = self.x / self.weight;
+        Some(match self.slope() {
+            Some(slope) => slope * x,
+            None if place > 0.0 => mean * x / place,
+            None => 0.0,
+        })
+    }
+
+    fn mean(&self) -> Option<f64> {
+        (self.weight >= ENOUGH).then(|| self.y / self.weight)
+    }
+
+    /// Absent where all observations are at one place: they say nothing about it.
+    fn slope(&self) -> Option<f64> {
         let spread = self.weight * self.xx - self.x * self.x;
-        let mean = self.y / self.weight;
-        // All observations at one place say nothing about the slope.
-        if spread <= 1e-9 * self.weight * self.xx {
-            return Some(mean);
-        }
-        let slope = ((self.weight * self.xy - self.x * self.y) / spread).max(0.0);
-        let start = mean - slope * self.x / self.weight;
-        Some((start + slope * x).max(0.0))
+        let slope = || ((self.weight * self.xy - self.x * self.y) / spread).max(0.0);
+        (spread > 1e-9 * self.weight * self.xx).then(slope)
     }
 
     /// Returns this line, or the other while too little is known.
@@ -277,6 +297,17 @@ mod tests {
             flat.add(64.0, 0.5);
         }
         assert!((flat.at(4096.0).unwrap() - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_tokens_add_is_without_what_is_paid_for_none_if_that_can_be_told() {
+        assert!((line(0.02, 1e-4).growth(300.0).unwrap() - 0.03).abs() < 1e-6);
+        let mut flat = Line::default();
+        assert_eq!(flat.growth(1.0), None);
+        for _ in 0..10 {
+            flat.add(64.0, 0.5);
+        }
+        assert!((flat.growth(32.0).unwrap() - 0.25).abs() < 1e-9);
     }
 
     #[test]
@@ -359,6 +390,31 @@ mod tests {
         assert!(decide(100, 28).is_local());
         assert!(!decide(10, 118).is_local());
         assert!(!decide(0, 1).is_local());
+    }
+
+    #[test]
+    fn nobody_is_held_up_by_what_a_step_costs_anyway() {
+        let measured = Measured {
+            prefill: line(0.020, 1e-5),
+            transfer: line(0.030, 0.0),
+            local: Line::default(),
+        };
+        let decide = |streams, queued| {
+            let situation = Situation {
+                uncached: 100,
+                uncached_at_prefill: 100,
+                streams,
+                queued,
+                ..Situation::default()
+            };
+            Conditional::Auto.decide(&situation, &measured)
+        };
+        // 1 ms of each stream's time, and not 21, against 30 ms of transfer.
+        assert!(decide(10, 0).is_local());
+        assert!(!decide(40, 0).is_local());
+        // As it is with those who wait at the prefill worker.
+        assert!(!decide(40, 5).is_local());
+        assert!(decide(40, 15).is_local());
     }
 
     #[test]

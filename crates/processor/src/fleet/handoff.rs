@@ -226,7 +226,9 @@ impl Fleet {
             prefill_queue: ahead.prefill_tokens.saturating_sub(prefill.uncached()),
             decode_queue: at_decode.prefill_tokens,
             streams: at_decode.generating,
-            queued: ahead.requests.saturating_sub(1),
+            queued: ahead
+                .prompts
+                .saturating_sub(u64::from(prefill.uncached() > 0)),
         };
         let conditional = &self.rules.conditional;
         conditional.decide(&situation, &self.measured.lock())

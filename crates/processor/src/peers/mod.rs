@@ -234,6 +234,7 @@ impl Table {
                 decode_tokens: booked.decode_tokens,
                 kv_tokens: booked.kv_tokens,
                 generating: booked.generating,
+                prompts: booked.prompts,
             };
             (WorkerId(booked.worker), booked.dp_rank, load)
         });
@@ -322,5 +323,6 @@ fn booked(target: &Target) -> Option<Booked> {
         decode_tokens: load.decode_tokens,
         kv_tokens: load.kv_tokens,
         generating: load.generating,
+        prompts: load.prompts,
     })
 }
