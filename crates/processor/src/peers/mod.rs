@@ -129,6 +129,7 @@ impl Peers {
             since: Instant::now(),
         };
         let mut voice = Voice::new(outlet, self.peer.name);
+        let mut batch = Vec::new();
         let mut tell = interval(TELL);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let finding = find(discovery, found);
@@ -137,14 +138,11 @@ impl Peers {
             tokio::select! {
                 () = &mut finding => {}
                 Some(others) = there.recv() => {
-                    for gone in listeners.set(others) {
-                        table.gone(&gone);
-                    }
+                    let gone = listeners.set(others);
+                    table.take(gone.into_iter().map(Heard::Lost));
                 }
-                Some(said) = news.recv() => match said {
-                    Heard::Said(bookings) => table.said(bookings),
-                    Heard::Lost(name) => table.gone(&name),
-                },
+                // All that is there: what each said last is what counts, and targets are told of it once.
+                _ = news.recv_many(&mut batch, WAITING) => table.take(batch.drain(..)),
                 _ = tell.tick(), if !listeners.is_empty() || !table.peers.is_empty() => {
                     table.expire();
                     if !listeners.is_empty() {
@@ -226,6 +224,21 @@ struct Table {
 }
 
 impl Table {
+    /// Takes in what came from others.
+    fn take(&mut self, heard: impl IntoIterator<Item = Heard>) {
+        let mut is_news = false;
+        for heard in heard {
+            is_news = true;
+            match heard {
+                Heard::Said(bookings) => self.said(bookings),
+                Heard::Lost(name) => self.peers.gone(&name),
+            }
+        }
+        if is_news {
+            self.apply();
+        }
+    }
+
     fn said(&mut self, bookings: Bookings) {
         let loads = bookings.booked.into_iter().map(|booked| {
             let load = Load {
@@ -241,12 +254,6 @@ impl Table {
         let now = self.since.elapsed();
         self.peers
             .heard(&bookings.processor, bookings.seq, loads, now);
-        self.apply();
-    }
-
-    fn gone(&mut self, name: &str) {
-        self.peers.gone(name);
-        self.apply();
     }
 
     fn expire(&mut self) {
