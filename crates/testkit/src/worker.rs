@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
-use stator_common::card::{Endpoint, Role};
 use stator_common::discovery::{Discovery, Registration};
 use stator_common::drain::{self, Trigger};
 use stator_common::plane::{Connection, Handler, Server, ServerConfig, ServerHandle};
 use stator_common::proto::worker::{Delta, FinishReason, GenerateRequest, Sampling};
 use stator_common::{BlobHash, Card, WorkerId};
 
+use crate::card;
 use crate::model::{self, Files};
 
 /// What a worker does with its requests.
@@ -60,17 +60,9 @@ impl Worker {
         let server = Server::bind(address, ServerConfig::new(worker.clone())).expect("a free port");
         let files = model::files();
         let mut card = Card {
-            worker,
-            role: Role::Agg,
-            endpoint: Endpoint {
-                namespace: "test".to_owned(),
-                component: "backend".to_owned(),
-                endpoint: "generate".to_owned(),
-            },
             address: server.address().expect("a bound socket").to_string(),
             model: model::card(&files),
-            handoff: None,
-            kv_events: None,
+            ..card::card(id)
         };
         change(&mut card);
         let counts = Arc::new(Counts::default());
