@@ -3,7 +3,8 @@
 use std::{env, fs, path::Path};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
+    // Asked for now: a script that was compiled for another checkout would read that one's.
+    let root = &format!("{}/../../proto", env::var("CARGO_MANIFEST_DIR")?);
     println!("cargo:rerun-if-changed={root}");
     let mut compiler = protox::Compiler::new([root])?;
     compiler.include_imports(true).open_files([

@@ -9,6 +9,7 @@
 //! going on, [`tls`] how certificates are used. It knows neither vLLM nor the OpenAI API.
 
 pub mod card;
+mod causes;
 pub mod code;
 pub mod discovery;
 pub mod drain;

@@ -10,10 +10,14 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use stator_common::{
     Code,
-    discovery::{Discovery, DiscoveryError, kubernetes::Kubernetes},
+    card::Relay,
+    discovery::{Discovery, DiscoveryError, Peer, kubernetes::Kubernetes},
     settings::KubernetesSettings,
 };
-use stator_testkit::kubernetes::Kubernetes as Server;
+use stator_testkit::{
+    kubernetes::Kubernetes as Server,
+    wait::{PATIENCE, PAUSE},
+};
 
 use support::{card, gone, next, put};
 
@@ -50,6 +54,29 @@ fn refusal<T>(result: Result<T, DiscoveryError>) -> String {
     };
     assert_eq!(error.code(), Code::Unavailable);
     error.to_string()
+}
+
+fn peer(name: &str) -> Peer {
+    Peer {
+        name: name.to_owned(),
+        host: "here".to_owned(),
+        events: Relay {
+            endpoint: "tcp://127.0.0.1:1".to_owned(),
+            snapshot_endpoint: "tcp://127.0.0.1:2".to_owned(),
+        },
+    }
+}
+
+/// Waits until these processors are there and no others.
+async fn until_peers(place: &Kubernetes, names: &[&str]) {
+    let wanted: Vec<_> = names.iter().map(|name| peer(name)).collect();
+    let wait = async {
+        while place.peers().await.unwrap() != wanted {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    assert!(waited.is_ok(), "{:?}", place.peers().await);
 }
 
 /// Registers a worker whose process then dies without a word.
@@ -489,4 +516,110 @@ async fn a_file_that_is_not_there_is_named() {
         error.contains("kubernetes_config /nowhere/config"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn processors_find_each_other_until_they_leave() {
+    let server = Server::start().await;
+    server.run_pod("one", &["processor"]);
+    server.run_pod("two", &["processor"]);
+    let [one, two] = [place(&server, "one").await, place(&server, "two").await];
+    let first = one.join(peer("a")).await.unwrap();
+    assert_eq!(one.peers().await.unwrap(), [peer("a")]);
+    let _second = two.join(peer("b")).await.unwrap();
+    until_peers(&one, &["a", "b"]).await;
+    until_peers(&two, &["a", "b"]).await;
+    drop(first);
+    until_peers(&two, &["b"]).await;
+    let annotations = &server.pod("one")["metadata"]["annotations"];
+    assert_eq!(annotations["stator.dev/processor.a"], Value::Null);
+}
+
+#[tokio::test]
+async fn processors_are_listed_once_however_often_they_are_asked_for() {
+    let server = Server::start().await;
+    server.run_pod("one", &["processor"]);
+    let outside = place(&server, "").await;
+    outside.peers().await.unwrap();
+    let lists = server.lists();
+    let _registration = place(&server, "one").await.join(peer("a")).await.unwrap();
+    until_peers(&outside, &["a"]).await;
+    outside.peers().await.unwrap();
+    // That of the processor for its own pod.
+    assert_eq!(server.lists(), lists + 1);
+}
+
+#[tokio::test]
+async fn a_processor_counts_until_its_container_ends_though_it_takes_nothing_more() {
+    let server = Server::start().await;
+    server.run_pod("one", &["processor"]);
+    server.run_pod("two", &["processor"]);
+    let _one = place(&server, "one").await.join(peer("a")).await.unwrap();
+    let _two = place(&server, "two").await.join(peer("b")).await.unwrap();
+    let watching = place(&server, "").await;
+    until_peers(&watching, &["a", "b"]).await;
+    server.set_ready("one", "processor", false);
+    server.begin_delete("one");
+    // Later than both.
+    server.stop_container("two", "processor");
+    until_peers(&watching, &["a"]).await;
+    server.delete("one");
+    until_peers(&watching, &[]).await;
+}
+
+#[tokio::test]
+async fn a_processor_and_a_worker_of_one_container_leave_each_other_alone() {
+    let server = Server::start().await;
+    server.run_pod("one", &["both"]);
+    let place = place(&server, "one").await;
+    let worker = place.register(card("a")).await.unwrap();
+    let mut watch = place.watch().await.unwrap();
+    assert_eq!(next(&mut watch).await, put("a"));
+    let _processor = place.join(peer("a")).await.unwrap();
+    until_peers(&place, &["a"]).await;
+    drop(worker);
+    assert_eq!(next(&mut watch).await, gone("a"));
+    assert_eq!(place.peers().await.unwrap(), [peer("a")]);
+}
+
+#[tokio::test]
+async fn while_the_server_is_away_the_processors_that_are_known_stay() {
+    let mut server = Server::start().await;
+    server.run_pod("one", &["processor"]);
+    let _one = place(&server, "one").await.join(peer("a")).await.unwrap();
+    let watching = place(&server, "").await;
+    until_peers(&watching, &["a"]).await;
+    server.kill().await;
+    assert_eq!(watching.peers().await.unwrap(), [peer("a")]);
+    server.delete("one");
+    server.forget();
+    server.restart().await;
+    until_peers(&watching, &[]).await;
+}
+
+#[tokio::test]
+async fn a_processor_that_cannot_be_found_is_told_what_to_set() {
+    let server = Server::start().await;
+    server.run_pod("one", &["processor"]);
+    let settings = KubernetesSettings {
+        pod: None,
+        ..settings(&server, "one")
+    };
+    let nowhere = Kubernetes::new(&settings).await.unwrap();
+    let said = refusal(nowhere.join(peer("a")).await);
+    assert!(
+        said.contains("POD_NAME") && said.contains("processor"),
+        "{said}"
+    );
+    let place = place(&server, "one").await;
+    server.forbid(&["patch"]);
+    let said = refusal(place.join(peer("a")).await);
+    assert!(said.contains("'patch' on pods"), "{said}");
+    server.forbid(&["watch"]);
+    let said = refusal(place.peers().await);
+    assert!(said.contains("'watch' on pods"), "{said}");
+    // Nothing was given up for ever.
+    server.forbid(&[]);
+    let _registration = place.join(peer("a")).await.unwrap();
+    until_peers(&place, &["a"]).await;
 }

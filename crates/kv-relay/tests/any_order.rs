@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use stator_common::{
     WorkerId,
     events::{
-        Change, ViewId,
+        ViewId,
         follower::{Next, Track, Update},
     },
     proto::kv,
@@ -22,6 +22,7 @@ use stator_sim::{
     cache::{self, CacheEvent},
     wire::events,
 };
+use stator_testkit::relay::follow;
 
 const BLOCK: usize = 2;
 const BLOCKS: usize = 6;
@@ -415,19 +416,7 @@ impl World {
                 }
                 Update::Changed(change) => {
                     let known = self.known.as_mut().expect("something was told before");
-                    match change {
-                        Change::Stored(blocks) => {
-                            for hash in blocks.hashes {
-                                assert!(known.insert(hash), "stored twice");
-                            }
-                        }
-                        Change::Removed(blocks) => {
-                            for hash in blocks.hashes {
-                                assert!(known.remove(&hash), "removed without being there");
-                            }
-                        }
-                        Change::Cleared(_) => known.clear(),
-                    }
+                    follow(known, change);
                 }
                 Update::Lost => unreachable!("nobody is silent here"),
             }

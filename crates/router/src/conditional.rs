@@ -43,13 +43,14 @@ pub struct Situation {
     /// Streams that a prefill on the decode worker would hold up: those that it generates now.
     pub streams: u64,
     /// Prompts that a prefill on the prefill worker would hold up: those that come while this one waits, which are
-    /// taken to be as many as wait before it.
+    /// taken to be as many as wait before it. Choices that follow another one of their prompt are none: they come
+    /// with it, and find it computed.
     pub queued: u64,
 }
 
 /// Where the prompt is to be computed, and why.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Place {
+pub enum Verdict {
     /// By a prefill worker.
     Remote(Why),
     /// By the decode worker.
@@ -76,7 +77,8 @@ pub enum Why {
 pub struct Cost {
     /// Of the prompt itself, to its first token.
     pub first_token: f64,
-    /// Of all others together, who are held up by it.
+    /// Of all others together, who are held up by it: each by the time that its tokens add to steps. What a step costs
+    /// however many tokens it has, and the way to a worker and back, nobody waits for twice.
     pub harm: f64,
 }
 
@@ -86,20 +88,20 @@ impl Cost {
     }
 }
 
-impl Place {
+impl Verdict {
     /// Says whether the decode worker computes the prompt.
     pub fn is_local(&self) -> bool {
         matches!(self, Self::Local(_))
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (place, why) = match self {
+        let (how, why) = match self {
             Self::Remote(why) => ("handed off", why),
             Self::Local(why) => ("computed by the decode worker", why),
         };
-        write!(f, "{place}: ")?;
+        write!(f, "{how}: ")?;
         match why {
             Why::Off => f.write_str("every prompt is"),
             Why::Length { uncached, least } => {
@@ -137,63 +139,65 @@ pub struct Measured {
 
 impl Conditional {
     /// Decides about one prompt.
-    pub fn place(&self, situation: &Situation, measured: &Measured) -> Place {
+    pub fn decide(&self, situation: &Situation, measured: &Measured) -> Verdict {
         match self {
-            Self::Off => Place::Remote(Why::Off),
-            Self::Fixed(bounds) => bounds.place(situation),
+            Self::Off => Verdict::Remote(Why::Off),
+            Self::Fixed(bounds) => bounds.decide(situation),
             Self::Auto => predicted(situation, measured),
         }
     }
 }
 
 impl Bounds {
-    fn place(&self, situation: &Situation) -> Place {
+    fn decide(&self, situation: &Situation) -> Verdict {
         if let Some(most) = self.max_prefill_queue
             && situation.prefill_queue > most
         {
             let tokens = situation.prefill_queue;
-            return Place::Local(Why::Queue { tokens, most });
+            return Verdict::Local(Why::Queue { tokens, most });
         }
         let why = Why::Length {
             uncached: situation.uncached,
             least: self.min_prefill_tokens,
         };
         if situation.uncached < self.min_prefill_tokens {
-            Place::Local(why)
+            Verdict::Local(why)
         } else {
-            Place::Remote(why)
+            Verdict::Remote(why)
         }
     }
 }
 
-fn predicted(situation: &Situation, measured: &Measured) -> Place {
+fn predicted(situation: &Situation, measured: &Measured) -> Verdict {
     let ahead = situation.prefill_queue + situation.uncached_at_prefill;
     // A decode worker that never computed a prompt is taken to be as fast as a prefill worker.
     let local_line = measured.local.or(&measured.prefill);
     let lines = || {
         let prefill = measured.prefill.at(ahead as f64)?;
         let transfer = measured.transfer.at(situation.uncached as f64)?;
-        let computing = measured.prefill.at(situation.uncached_at_prefill as f64)?;
+        let added = measured
+            .prefill
+            .growth(situation.uncached_at_prefill as f64)?;
         let local = local_line.at((situation.decode_queue + situation.uncached) as f64)?;
-        let computing_locally = local_line.at(situation.uncached as f64)?;
+        let added_locally = local_line.growth(situation.uncached as f64)?;
         let remote = Cost {
             first_token: prefill + transfer,
-            harm: computing * situation.queued as f64,
+            harm: added * situation.queued as f64,
         };
         let local = Cost {
             first_token: local,
-            harm: computing_locally * situation.streams as f64,
+            harm: added_locally * situation.streams as f64,
         };
         Some((remote, local))
     };
     let Some((remote, local)) = lines() else {
-        return Place::Remote(Why::Unmeasured);
+        return Verdict::Remote(Why::Unmeasured);
     };
     let why = Why::Predicted { remote, local };
     if local.total() < remote.total() {
-        Place::Local(why)
+        Verdict::Local(why)
     } else {
-        Place::Remote(why)
+        Verdict::Remote(why)
     }
 }
 
@@ -225,18 +229,34 @@ impl Line {
 
     /// Returns the value at `x`, never below zero; `None` while too little is known.
     pub fn at(&self, x: f64) -> Option<f64> {
-        if self.weight < ENOUGH {
-            return None;
-        }
+        let mean = self.mean()?;
+        Some(match self.slope() {
+            Some(slope) => (mean + slope * (x - self.x / self.weight)).max(0.0),
+            None => mean,
+        })
+    }
+
+    /// Returns by how much the value is more at any place than `x` before it; `None` while too little is known. Where
+    /// nothing tells which part of the value grows, all of it is taken to.
+    pub fn growth(&self, x: f64) -> Option<f64> {
+        let mean = self.mean()?;
+        let place = self.x / self.weight;
+        Some(match self.slope() {
+            Some(slope) => slope * x,
+            None if place > 0.0 => mean * x / place,
+            None => 0.0,
+        })
+    }
+
+    fn mean(&self) -> Option<f64> {
+        (self.weight >= ENOUGH).then(|| self.y / self.weight)
+    }
+
+    /// Absent where all observations are at one place: they say nothing about it.
+    fn slope(&self) -> Option<f64> {
         let spread = self.weight * self.xx - self.x * self.x;
-        let mean = self.y / self.weight;
-        // All observations at one place say nothing about the slope.
-        if spread <= 1e-9 * self.weight * self.xx {
-            return Some(mean);
-        }
-        let slope = ((self.weight * self.xy - self.x * self.y) / spread).max(0.0);
-        let start = mean - slope * self.x / self.weight;
-        Some((start + slope * x).max(0.0))
+        let slope = || ((self.weight * self.xy - self.x * self.y) / spread).max(0.0);
+        (spread > 1e-9 * self.weight * self.xx).then(slope)
     }
 
     /// Returns this line, or the other while too little is known.
@@ -280,22 +300,33 @@ mod tests {
     }
 
     #[test]
+    fn what_tokens_add_is_without_what_is_paid_for_none_if_that_can_be_told() {
+        assert!((line(0.02, 1e-4).growth(300.0).unwrap() - 0.03).abs() < 1e-6);
+        let mut flat = Line::default();
+        assert_eq!(flat.growth(1.0), None);
+        for _ in 0..10 {
+            flat.add(64.0, 0.5);
+        }
+        assert!((flat.growth(32.0).unwrap() - 0.25).abs() < 1e-9);
+    }
+
+    #[test]
     fn fixed_bounds_keep_short_prompts_and_long_queues_away_from_prefill() {
         let fixed = Conditional::Fixed(Bounds {
             min_prefill_tokens: 100,
             max_prefill_queue: Some(5000),
         });
-        let place = |uncached, prefill_queue| {
+        let decide = |uncached, prefill_queue| {
             let situation = Situation {
                 uncached,
                 prefill_queue,
                 ..Situation::default()
             };
-            fixed.place(&situation, &Measured::default())
+            fixed.decide(&situation, &Measured::default())
         };
-        assert!(place(99, 0).is_local());
-        assert!(!place(100, 5000).is_local());
-        assert!(place(100, 5001).is_local());
+        assert!(decide(99, 0).is_local());
+        assert!(!decide(100, 5000).is_local());
+        assert!(decide(100, 5001).is_local());
     }
 
     #[test]
@@ -305,19 +336,19 @@ mod tests {
             transfer: line(0.030, 1e-6),
             local: Line::default(),
         };
-        let place = |uncached, streams| {
+        let decide = |uncached, streams| {
             let situation = Situation {
                 uncached,
                 uncached_at_prefill: uncached,
                 streams,
                 ..Situation::default()
             };
-            Conditional::Auto.place(&situation, &measured)
+            Conditional::Auto.decide(&situation, &measured)
         };
         // 4 ms of work are not worth 30 ms of transfer, unless many streams wait for them.
-        assert!(place(20, 0).is_local());
-        assert!(!place(20, 20).is_local());
-        assert!(!place(2000, 4).is_local());
+        assert!(decide(20, 0).is_local());
+        assert!(!decide(20, 20).is_local());
+        assert!(!decide(2000, 4).is_local());
         // So does a prompt that it has cached and the prefill worker has not.
         let known = Situation {
             uncached: 16,
@@ -325,7 +356,7 @@ mod tests {
             streams: 4,
             ..Situation::default()
         };
-        assert!(Conditional::Auto.place(&known, &measured).is_local());
+        assert!(Conditional::Auto.decide(&known, &measured).is_local());
         // A queue at the prefill worker speaks for the decode worker.
         let queued = Situation {
             uncached: 2000,
@@ -334,7 +365,7 @@ mod tests {
             streams: 4,
             ..Situation::default()
         };
-        assert!(Conditional::Auto.place(&queued, &measured).is_local());
+        assert!(Conditional::Auto.decide(&queued, &measured).is_local());
     }
 
     #[test]
@@ -345,7 +376,7 @@ mod tests {
             local: line(0.0, 2e-5),
         };
         // A load that one prefill worker cannot keep up with: prompts of 60 ms, of 128 requests most wait there.
-        let place = |queued: u64, streams| {
+        let decide = |queued: u64, streams| {
             let situation = Situation {
                 uncached: 3000,
                 uncached_at_prefill: 3000,
@@ -354,16 +385,41 @@ mod tests {
                 streams,
                 queued,
             };
-            Conditional::Auto.place(&situation, &measured)
+            Conditional::Auto.decide(&situation, &measured)
         };
-        assert!(place(100, 28).is_local());
-        assert!(!place(10, 118).is_local());
-        assert!(!place(0, 1).is_local());
+        assert!(decide(100, 28).is_local());
+        assert!(!decide(10, 118).is_local());
+        assert!(!decide(0, 1).is_local());
+    }
+
+    #[test]
+    fn nobody_is_held_up_by_what_a_step_costs_anyway() {
+        let measured = Measured {
+            prefill: line(0.020, 1e-5),
+            transfer: line(0.030, 0.0),
+            local: Line::default(),
+        };
+        let decide = |streams, queued| {
+            let situation = Situation {
+                uncached: 100,
+                uncached_at_prefill: 100,
+                streams,
+                queued,
+                ..Situation::default()
+            };
+            Conditional::Auto.decide(&situation, &measured)
+        };
+        // 1 ms of each stream's time, and not 21, against 30 ms of transfer.
+        assert!(decide(10, 0).is_local());
+        assert!(!decide(40, 0).is_local());
+        // As it is with those who wait at the prefill worker.
+        assert!(!decide(40, 5).is_local());
+        assert!(decide(40, 15).is_local());
     }
 
     #[test]
     fn without_measurements_prompts_are_handed_off() {
-        let place = Conditional::Auto.place(&Situation::default(), &Measured::default());
-        assert_eq!(place, Place::Remote(Why::Unmeasured));
+        let verdict = Conditional::Auto.decide(&Situation::default(), &Measured::default());
+        assert_eq!(verdict, Verdict::Remote(Why::Unmeasured));
     }
 }

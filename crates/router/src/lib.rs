@@ -22,7 +22,7 @@ pub mod peers;
 mod sessions;
 
 pub use caches::{Caches, Medium, Overlap, Overlaps, Source};
-pub use conditional::{Bounds, Conditional, Cost, Line, Measured, Place, Situation, Why};
+pub use conditional::{Bounds, Conditional, Cost, Line, Measured, Situation, Verdict, Why};
 pub use cost::{Cached, DECODING, Room, Terms, Weights};
 pub use decide::{Candidate, Choice, Measure, NoCandidates, Policy, Reason, Router, terms};
 pub use drift::Drift;

@@ -21,6 +21,9 @@ pub struct Load {
     pub kv_tokens: u64,
     /// Requests that are generating: a prompt that is computed beside them holds each of them up.
     pub generating: u64,
+    /// Prompts that wait or are computed: requests that have not answered yet, and not all of whose prompt is expected in
+    /// a cache.
+    pub prompts: u64,
 }
 
 impl std::ops::Add for Load {
@@ -33,6 +36,7 @@ impl std::ops::Add for Load {
             decode_tokens: self.decode_tokens.saturating_add(other.decode_tokens),
             kv_tokens: self.kv_tokens.saturating_add(other.kv_tokens),
             generating: self.generating.saturating_add(other.generating),
+            prompts: self.prompts.saturating_add(other.prompts),
         }
     }
 }
@@ -61,6 +65,7 @@ struct Counters {
     decode_tokens: AtomicU64,
     kv_tokens: AtomicU64,
     generating: AtomicU64,
+    prompts: AtomicU64,
 }
 
 impl Counters {
@@ -71,6 +76,7 @@ impl Counters {
             decode_tokens: self.decode_tokens.load(Ordering::Relaxed),
             kv_tokens: self.kv_tokens.load(Ordering::Relaxed),
             generating: self.generating.load(Ordering::Relaxed),
+            prompts: self.prompts.load(Ordering::Relaxed),
         }
     }
 }
@@ -90,12 +96,14 @@ impl Told {
             decode_tokens,
             kv_tokens,
             generating,
+            prompts,
         } = &self.counters;
         requests.store(load.requests, Ordering::Relaxed);
         prefill_tokens.store(load.prefill_tokens, Ordering::Relaxed);
         decode_tokens.store(load.decode_tokens, Ordering::Relaxed);
         kv_tokens.store(load.kv_tokens, Ordering::Relaxed);
         generating.store(load.generating, Ordering::Relaxed);
+        prompts.store(load.prompts, Ordering::Relaxed);
     }
 
     /// Returns what was said last; the numbers are read one after the other.
@@ -124,6 +132,9 @@ impl Ledger {
             Stage::Decode(share.prompt)
         } else {
             counters.prefill_tokens.fetch_add(own, Ordering::Relaxed);
+            counters
+                .prompts
+                .fetch_add(u64::from(own > 0), Ordering::Relaxed);
             Stage::Prefill {
                 uncached: own,
                 prompt: share.prompt,
@@ -172,6 +183,9 @@ impl Booking {
                 self.counters
                     .prefill_tokens
                     .fetch_sub(uncached, Ordering::Relaxed);
+                self.counters
+                    .prompts
+                    .fetch_sub(u64::from(uncached > 0), Ordering::Relaxed);
                 (prompt + count, prompt + count)
             }
         };
@@ -186,11 +200,21 @@ impl Booking {
 
 impl Drop for Booking {
     fn drop(&mut self) {
-        let (tokens, booked) = match self.stage {
-            Stage::Prefill { uncached, .. } => (&self.counters.prefill_tokens, uncached),
-            Stage::Decode(tokens) => (&self.counters.decode_tokens, tokens),
-        };
-        tokens.fetch_sub(booked, Ordering::Relaxed);
+        match self.stage {
+            Stage::Prefill { uncached, .. } => {
+                self.counters
+                    .prefill_tokens
+                    .fetch_sub(uncached, Ordering::Relaxed);
+                self.counters
+                    .prompts
+                    .fetch_sub(u64::from(uncached > 0), Ordering::Relaxed);
+            }
+            Stage::Decode(tokens) => {
+                self.counters
+                    .decode_tokens
+                    .fetch_sub(tokens, Ordering::Relaxed);
+            }
+        }
         self.counters
             .kv_tokens
             .fetch_sub(self.own, Ordering::Relaxed);
@@ -205,9 +229,9 @@ impl Drop for Booking {
 mod tests {
     use super::*;
 
-    /// - `requests`: all, and those that generate.
+    /// - `requests`: all, those that generate, and those whose prompts are to be computed.
     fn load(
-        (requests, generating): (u64, u64),
+        (requests, generating, prompts): (u64, u64, u64),
         prefill_tokens: u64,
         decode_tokens: u64,
         kv_tokens: u64,
@@ -218,6 +242,7 @@ mod tests {
             decode_tokens,
             kv_tokens,
             generating,
+            prompts,
         }
     }
 
@@ -230,7 +255,7 @@ mod tests {
             prefilled: true,
         });
         booking.generated(2);
-        assert_eq!(ledger.load(), load((1, 1), 0, 102, 72));
+        assert_eq!(ledger.load(), load((1, 1, 0), 0, 102, 72));
         drop(booking);
         assert_eq!(ledger.load(), Load::default());
     }
@@ -245,13 +270,19 @@ mod tests {
         };
         let mut first = ledger.book(share(100, 60));
         let second = ledger.book(share(7, 0));
-        assert_eq!(ledger.load(), load((2, 0), 47, 0, 47));
+        assert_eq!(ledger.load(), load((2, 0, 2), 47, 0, 47));
 
         first.generated(1);
         first.generated(3);
-        assert_eq!(ledger.load(), load((2, 1), 7, 104, 51));
+        assert_eq!(ledger.load(), load((2, 1, 1), 7, 104, 51));
+
+        // One whose prompt is there, or will be before it is its turn.
+        let follower = ledger.book(share(7, 7));
+        assert_eq!(ledger.load(), load((3, 1, 1), 7, 104, 51));
 
         drop(second);
+        assert_eq!(ledger.load(), load((2, 1, 0), 0, 104, 44));
+        drop(follower);
         drop(first);
         assert_eq!(ledger.load(), Load::default());
     }

@@ -2,7 +2,7 @@
 //! processor in front of a worker, the HTTP client, the model, the processes, a real vLLM
 //! a real etcd and a real NATS server, and an API server of Kubernetes, played.
 //!
-//! Each module answers one question: [`client`] what a processor asks of a worker, [`etcd`] a real one to
+//! Each module answers one question: [`mod@card`] what a worker says of itself, [`client`] what a processor asks of a worker, [`etcd`] a real one to
 //! register in, [`http`] what a
 //! client sees on the wire, [`kubernetes`] what pods there are, [`model`] what is served, [`nats`] a real one to talk by, [`ports`] where something can listen,
 //! [`process`] what runs and how it is ended, [`relay`] who tells what caches hold, [`vllm`] where a real engine is found and how it is
@@ -14,6 +14,7 @@
 //! It decides nothing either: what must hold stands in the test. Everything here panics where a test
 //! would; production code never depends on it.
 
+pub mod card;
 pub mod client;
 pub mod etcd;
 pub mod http;

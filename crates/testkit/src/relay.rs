@@ -25,6 +25,26 @@ pub struct Relay {
     task: JoinHandle<()>,
 }
 
+/// Takes a change into what a subscriber knows of a cache of one medium.
+///
+/// # Panics
+/// It says something that is so already.
+pub fn follow(known: &mut BTreeSet<u64>, change: Change) {
+    match change {
+        Change::Stored(blocks) => {
+            for hash in blocks.hashes {
+                assert!(known.insert(hash), "stored twice");
+            }
+        }
+        Change::Removed(blocks) => {
+            for hash in blocks.hashes {
+                assert!(known.remove(&hash), "removed without being there");
+            }
+        }
+        Change::Cleared(_) => known.clear(),
+    }
+}
+
 enum Said {
     Change(Change),
     /// Nobody is told: what subscribers know is wrong from now on.

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
-use stator_common::card::{Endpoint, Role};
-use stator_common::discovery::mem::Mem;
 use stator_common::discovery::{Discovery, Registration};
 use stator_common::drain::{self, Trigger};
 use stator_common::plane::{Connection, Handler, Server, ServerConfig, ServerHandle};
 use stator_common::proto::worker::{Delta, FinishReason, GenerateRequest, Sampling};
 use stator_common::{BlobHash, Card, WorkerId};
 
+use crate::card;
 use crate::model::{self, Files};
 
 /// What a worker does with its requests.
@@ -45,13 +44,13 @@ struct Counts {
 
 impl Worker {
     /// Starts a worker named `id` of [the model](crate::model).
-    pub async fn start(discovery: &Mem, id: &str, script: impl Script) -> Self {
+    pub async fn start(discovery: &impl Discovery, id: &str, script: impl Script) -> Self {
         Self::customized(discovery, id, script, |_| {}).await
     }
 
     /// Starts a worker whose card is changed before it is published.
     pub async fn customized(
-        discovery: &Mem,
+        discovery: &impl Discovery,
         id: &str,
         script: impl Script,
         change: impl FnOnce(&mut Card),
@@ -61,18 +60,9 @@ impl Worker {
         let server = Server::bind(address, ServerConfig::new(worker.clone())).expect("a free port");
         let files = model::files();
         let mut card = Card {
-            worker,
-            role: Role::Agg,
-            endpoint: Endpoint {
-                namespace: "test".to_owned(),
-                component: "backend".to_owned(),
-                endpoint: "generate".to_owned(),
-            },
             address: server.address().expect("a bound socket").to_string(),
             model: model::card(&files),
-            handoff: None,
-            kv_events: None,
-            adapters: Vec::new(),
+            ..card::card(id)
         };
         change(&mut card);
         let counts = Arc::new(Counts::default());

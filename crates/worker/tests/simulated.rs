@@ -15,7 +15,7 @@ use stator_agg::Agg;
 use stator_common::{
     Card, Code,
     card::Role,
-    discovery::{Discovery, DiscoveryError, Event, Registration, Watch, mem::Mem},
+    discovery::{Discovery, DiscoveryError, Event, Peer, Registration, Watch, mem::Mem},
     plane::{Client, ClientConfig, DeltaStream},
     proto::worker::{self, FinishReason},
     telemetry::Telemetry,
@@ -145,6 +145,14 @@ impl Discovery for Moody {
 
     async fn watch(&self) -> Result<Watch, DiscoveryError> {
         self.place.watch().await
+    }
+
+    async fn join(&self, peer: Peer) -> Result<Registration, DiscoveryError> {
+        self.place.join(peer).await
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
+        self.place.peers().await
     }
 
     fn name(&self) -> String {

@@ -67,18 +67,14 @@ pub trait Discovery: Send + Sync + 'static {
     /// Makes a processor known to the others until the registration is dropped.
     ///
     /// # Errors
-    /// The place cannot be written to, or keeps no processors.
-    async fn join(&self, _peer: Peer) -> Result<Registration, DiscoveryError> {
-        Err(DiscoveryError::NoPeers(self.name()))
-    }
+    /// The place cannot be written to.
+    async fn join(&self, peer: Peer) -> Result<Registration, DiscoveryError>;
 
     /// Returns the processors that are there now. To be asked every few seconds: they come and go rarely.
     ///
     /// # Errors
     /// The place cannot be read.
-    async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
-        Ok(Vec::new())
-    }
+    async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError>;
 
     /// Returns what to call the place when telling people of it.
     fn name(&self) -> String;
@@ -155,8 +151,6 @@ pub enum DiscoveryError {
     Card(#[from] serde_json::Error),
     #[error("etcd at {endpoints}: {reason}")]
     Etcd { endpoints: String, reason: String },
-    #[error("{0}: processors do not find each other there")]
-    NoPeers(String),
     #[error("kubernetes, {place}: {reason}")]
     Kubernetes { place: String, reason: String },
     #[error("'{0}' cannot be part of a file name or a key")]
@@ -168,7 +162,7 @@ impl DiscoveryError {
     pub fn code(&self) -> Code {
         match self {
             Self::Io { .. } | Self::Etcd { .. } | Self::Kubernetes { .. } => Code::Unavailable,
-            Self::Card(_) | Self::Name(_) | Self::NoPeers(_) => Code::Internal,
+            Self::Card(_) | Self::Name(_) => Code::Internal,
         }
     }
 }

@@ -26,7 +26,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::settings::NatsSettings;
+use crate::{causes::causes, settings::NatsSettings};
 use events::Lives;
 
 /// How long a connection may take, greetings included.
@@ -268,15 +268,7 @@ fn back_off(attempts: usize) -> Duration {
 
 fn failed(servers: &str, error: &async_nats::ConnectError) -> NatsError {
     let servers = servers.to_owned();
-    let mut reason = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(next) = source {
-        let text = next.to_string();
-        if !reason.contains(&text) {
-            reason = format!("{reason}: {text}");
-        }
-        source = next.source();
-    }
+    let reason = causes(error);
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
             NatsError::Login { servers }

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 /// How Kubernetes is reached; the table `[kubernetes]` of a configuration file.
 ///
-/// The last three say which pod this process runs in. Only workers, which write to their pod, need to know.
+/// The last three say which pod this process runs in. Workers write to it, and processors that tell each other what they
+/// booked; others need not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KubernetesSettings {
-    /// Namespace of the cluster in which the workers' pods are [default: the one that this process runs in].
+    /// Namespace of the cluster in which the pods are [default: the one that this process runs in].
     #[arg(
         id = "kubernetes_namespace",
         long = "kubernetes-namespace",
@@ -31,7 +32,7 @@ pub struct KubernetesSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<PathBuf>,
 
-    /// Pod that this worker runs in.
+    /// Pod that this process runs in.
     #[arg(
         id = "kubernetes_pod",
         long = "kubernetes-pod",
@@ -51,7 +52,7 @@ pub struct KubernetesSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
 
-    /// Container that this worker runs in [default: the pod's only one].
+    /// Container that this process runs in [default: the pod's only one].
     #[arg(
         id = "kubernetes_container",
         long = "kubernetes-container",

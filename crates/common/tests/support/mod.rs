@@ -1,45 +1,11 @@
 //! A card to register, and what a watch says of it.
 
-use std::collections::BTreeMap;
-
 use stator_common::{
     WorkerId,
-    card::{Card, Endpoint, Model, Role},
     discovery::{Event, Watch},
 };
+pub(crate) use stator_testkit::card::card;
 use stator_testkit::wait::PATIENCE;
-
-pub(crate) fn card(worker: &str) -> Card {
-    Card {
-        worker: WorkerId(worker.to_owned()),
-        role: Role::Agg,
-        endpoint: Endpoint {
-            namespace: "test".to_owned(),
-            component: "backend".to_owned(),
-            endpoint: "generate".to_owned(),
-        },
-        address: "127.0.0.1:1".to_owned(),
-        model: Model {
-            names: vec!["m".to_owned()],
-            root: "/m".to_owned(),
-            max_model_len: 2048,
-            vocab_size: 100,
-            block_size: 16,
-            kv_blocks: 10,
-            max_num_seqs: 8,
-            max_num_batched_tokens: 2048,
-            dp_size: 1,
-            files: BTreeMap::new(),
-            tool_call_parser: None,
-            reasoning_parser: None,
-            vllm_version: "0.32.0".to_owned(),
-            max_logprobs: 20,
-        },
-        handoff: None,
-        kv_events: None,
-        adapters: Vec::new(),
-    }
-}
 
 pub(crate) fn put(worker: &str) -> Event {
     Event::Put(Box::new(card(worker)))

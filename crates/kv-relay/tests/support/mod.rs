@@ -12,7 +12,7 @@ use std::{
 use stator_common::{
     WorkerId,
     events::{
-        Change, Events, Follower, Medium, ViewId,
+        Events, Follower, Medium, ViewId,
         follower::{Patience, Update},
     },
     nats::Nats,
@@ -23,7 +23,7 @@ use stator_engine::{
 };
 use stator_kv_relay::{Place, Relay};
 use stator_router::hash::{self, BlockHash};
-use stator_testkit::wait::PATIENCE;
+use stator_testkit::{relay::follow, wait::PATIENCE};
 use tokio::{sync::mpsc, time};
 
 pub(crate) fn view() -> ViewId {
@@ -89,19 +89,7 @@ impl Known {
             Update::Lost => self.blocks = None,
             Update::Changed(change) => {
                 let known = self.blocks.as_mut().expect("a reset before");
-                match change {
-                    Change::Stored(blocks) => {
-                        for hash in blocks.hashes {
-                            assert!(known.insert(hash), "stored twice");
-                        }
-                    }
-                    Change::Removed(blocks) => {
-                        for hash in blocks.hashes {
-                            assert!(known.remove(&hash), "removed without being there");
-                        }
-                    }
-                    Change::Cleared(_) => known.clear(),
-                }
+                follow(known, change);
             }
         }
     }

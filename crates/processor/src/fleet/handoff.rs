@@ -20,7 +20,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use stator_common::Code;
 use stator_common::proto::worker::{Delta, GenerateRequest, Leg};
-use stator_router::{Place, Situation, backlog};
+use stator_router::backlog::Place;
+use stator_router::{Situation, Verdict};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
@@ -45,7 +46,7 @@ pub(super) struct Tried {
     pub(super) prefill: Failures,
     pub(super) decode: Failures,
     /// Where it waits for prefill workers, once it did.
-    pub(super) place: Option<backlog::Place>,
+    pub(super) place: Option<Place>,
 }
 
 /// Why one run through the chain failed.
@@ -113,9 +114,9 @@ impl Fleet {
         computed: Option<Computed>,
     ) -> Result<Attempt, Broken> {
         // All choices go the same way: it is one prompt.
-        let place = order.siblings.place(|| self.place(&decode, &prefill));
-        if place.is_local() {
-            debug!(request = order.request.request_id, %place, "hand-off decided");
+        let verdict = order.siblings.verdict(|| self.judge(&decode, &prefill));
+        if verdict.is_local() {
+            debug!(request = order.request.request_id, %verdict, "hand-off decided");
             // What was booked for a hand-off goes before the same decode workers are asked again.
             drop((decode, prefill));
             return Ok(self.locally(order, tried).await?);
@@ -216,7 +217,7 @@ impl Fleet {
     }
 
     /// Decides who computes the prompt.
-    fn place(&self, decode: &Booked, prefill: &Booked) -> Place {
+    fn judge(&self, decode: &Booked, prefill: &Booked) -> Verdict {
         let (ahead, at_decode) = (prefill.target().load(), decode.target().load());
         let situation = Situation {
             uncached: decode.uncached(),
@@ -225,10 +226,12 @@ impl Fleet {
             prefill_queue: ahead.prefill_tokens.saturating_sub(prefill.uncached()),
             decode_queue: at_decode.prefill_tokens,
             streams: at_decode.generating,
-            queued: ahead.requests.saturating_sub(1),
+            queued: ahead
+                .prompts
+                .saturating_sub(u64::from(prefill.uncached() > 0)),
         };
         let conditional = &self.rules.conditional;
-        conditional.place(&situation, &self.measured.lock())
+        conditional.decide(&situation, &self.measured.lock())
     }
 
     /// Lets a decode worker do all of it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use stator_common::WorkerId;
-use stator_router::{Conditional, Place, Situation, Why};
+use stator_router::{Conditional, Situation, Verdict, Why};
 use tracing::debug;
 
 use super::handoff::{Broken, Tried, failed, no_pair, prefill_request};
@@ -26,9 +26,9 @@ impl Fleet {
         tried: &mut Tried,
         computed: Option<Computed>,
     ) -> Result<Attempt, Broken> {
-        let place = order.siblings.place(|| self.foresee(queue, order));
-        if place.is_local() {
-            debug!(request = order.request.request_id, %place, "hand-off decided");
+        let verdict = order.siblings.verdict(|| self.foresee(queue, order));
+        if verdict.is_local() {
+            debug!(request = order.request.request_id, %verdict, "hand-off decided");
             return Ok(self.locally(order, tried).await?);
         }
         let (computed, decode) = match computed {
@@ -93,16 +93,16 @@ impl Fleet {
     }
 
     /// Decides who computes a prompt that would have to wait.
-    fn foresee(&self, queue: &Queue, order: &Order) -> Place {
+    fn foresee(&self, queue: &Queue, order: &Order) -> Verdict {
         if self.rules.conditional == Conditional::Off {
-            return Place::Remote(Why::Off);
+            return Verdict::Remote(Why::Off);
         }
         let considered = self.decode.consider(&Ask {
             prefilled: true,
             ..order.ask(&order.request)
         });
         let Some(decode) = considered.iter().find(|one| one.chosen.is_some()) else {
-            return Place::Remote(Why::Unmeasured);
+            return Verdict::Remote(Why::Unmeasured);
         };
         let load = decode.target.load();
         let ahead = queue.ahead();
@@ -119,6 +119,6 @@ impl Fleet {
         };
         self.rules
             .conditional
-            .place(&situation, &self.measured.lock())
+            .decide(&situation, &self.measured.lock())
     }
 }

@@ -200,7 +200,7 @@ impl Queue {
         for target in connected {
             let load = target.load();
             count += 1;
-            prompts += load.requests;
+            prompts += load.prompts;
             tokens += load.prefill_tokens;
         }
         Ahead {

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use stator_common::WorkerId;
-use stator_router::Place;
+use stator_router::Verdict;
 use tokio::sync::OnceCell;
 
 use crate::pool::DispatchError;
@@ -22,7 +22,7 @@ pub(crate) struct Siblings {
     /// Whether one of them is under way.
     begun: AtomicBool,
     /// Who computes the prompt: decided once.
-    place: OnceLock<Place>,
+    verdict: OnceLock<Verdict>,
 }
 
 impl Siblings {
@@ -32,8 +32,8 @@ impl Siblings {
     }
 
     /// Returns who computes the prompt, as the first choice decided.
-    pub(super) fn place(&self, decide: impl FnOnce() -> Place) -> Place {
-        *self.place.get_or_init(decide)
+    pub(super) fn verdict(&self, decide: impl FnOnce() -> Verdict) -> Verdict {
+        *self.verdict.get_or_init(decide)
     }
 
     /// Computes the prompt as the first of its choices, or else after the first: then `compute` is told where

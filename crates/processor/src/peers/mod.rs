@@ -15,7 +15,7 @@ use std::time::Duration;
 use prost::Message;
 use stator_common::WorkerId;
 use stator_common::card::Relay;
-use stator_common::discovery::{Discovery, DiscoveryError, Peer, Registration};
+use stator_common::discovery::{Discovery, Peer, Registration};
 use stator_common::events::plane::{Outlet, PlaneError};
 use stator_common::events::{nats, zmq};
 use stator_common::nats::Nats;
@@ -25,7 +25,7 @@ use stator_common::settings::EventPlane;
 use stator_router::{Load, peers};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::config::Config;
 use crate::models::Models;
@@ -118,9 +118,7 @@ impl Peers {
             Some(outlet) => outlet,
             None => outlet_of(&self.nats, &self.peer.name).await,
         };
-        let Some(_registration) = join(&*discovery, &self.peer).await else {
-            return std::future::pending().await;
-        };
+        let _registration = join(&*discovery, &self.peer).await;
         let (found, mut there) = mpsc::channel(1);
         let (hears, mut news) = mpsc::channel(WAITING);
         let mut listeners = Listeners::new(self.peer.clone(), self.nats, hears);
@@ -131,6 +129,7 @@ impl Peers {
             since: Instant::now(),
         };
         let mut voice = Voice::new(outlet, self.peer.name);
+        let mut batch = Vec::new();
         let mut tell = interval(TELL);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let finding = find(discovery, found);
@@ -139,14 +138,11 @@ impl Peers {
             tokio::select! {
                 () = &mut finding => {}
                 Some(others) = there.recv() => {
-                    for gone in listeners.set(others) {
-                        table.gone(&gone);
-                    }
+                    let gone = listeners.set(others);
+                    table.take(gone.into_iter().map(Heard::Lost));
                 }
-                Some(said) = news.recv() => match said {
-                    Heard::Said(bookings) => table.said(bookings),
-                    Heard::Lost(name) => table.gone(&name),
-                },
+                // All that is there: what each said last is what counts, and targets are told of it once.
+                _ = news.recv_many(&mut batch, WAITING) => table.take(batch.drain(..)),
                 _ = tell.tick(), if !listeners.is_empty() || !table.peers.is_empty() => {
                     table.expire();
                     if !listeners.is_empty() {
@@ -188,16 +184,12 @@ async fn outlet_of(nats: &Nats, name: &str) -> Box<dyn Outlet> {
     }
 }
 
-/// Makes a processor known; absent where none can be.
-async fn join(discovery: &dyn Discovery, peer: &Peer) -> Option<Registration> {
+/// Makes a processor known, however long that takes.
+async fn join(discovery: &dyn Discovery, peer: &Peer) -> Registration {
     let mut told = false;
     loop {
         match discovery.join(peer.clone()).await {
-            Ok(registration) => return Some(registration),
-            Err(error @ DiscoveryError::NoPeers(_)) => {
-                info!(reason = %error, "each processor knows only what it booked itself");
-                return None;
-            }
+            Ok(registration) => return registration,
             Err(error) if !told => {
                 warn!(%error, "other processors cannot find this one yet");
                 told = true;
@@ -232,6 +224,21 @@ struct Table {
 }
 
 impl Table {
+    /// Takes in what came from others.
+    fn take(&mut self, heard: impl IntoIterator<Item = Heard>) {
+        let mut is_news = false;
+        for heard in heard {
+            is_news = true;
+            match heard {
+                Heard::Said(bookings) => self.said(bookings),
+                Heard::Lost(name) => self.peers.gone(&name),
+            }
+        }
+        if is_news {
+            self.apply();
+        }
+    }
+
     fn said(&mut self, bookings: Bookings) {
         let loads = bookings.booked.into_iter().map(|booked| {
             let load = Load {
@@ -240,18 +247,13 @@ impl Table {
                 decode_tokens: booked.decode_tokens,
                 kv_tokens: booked.kv_tokens,
                 generating: booked.generating,
+                prompts: booked.prompts,
             };
             (WorkerId(booked.worker), booked.dp_rank, load)
         });
         let now = self.since.elapsed();
         self.peers
             .heard(&bookings.processor, bookings.seq, loads, now);
-        self.apply();
-    }
-
-    fn gone(&mut self, name: &str) {
-        self.peers.gone(name);
-        self.apply();
     }
 
     fn expire(&mut self) {
@@ -328,5 +330,6 @@ fn booked(target: &Target) -> Option<Booked> {
         decode_tokens: load.decode_tokens,
         kv_tokens: load.kv_tokens,
         generating: load.generating,
+        prompts: load.prompts,
     })
 }

@@ -52,6 +52,7 @@ fn describe(target: &Target) -> Value {
     let load = |load: Load| {
         json!({
             "requests": load.requests,
+            "prompts": load.prompts,
             "prefill_tokens": load.prefill_tokens,
             "decode_tokens": load.decode_tokens,
         })

@@ -6,7 +6,9 @@ use stator_common::proto::worker::{Delta, Leg, TokenLogprobs};
 use stator_processor::config::{ConditionalMode, Config};
 use stator_testkit::model;
 
-use crate::stage::{Stage, answer, handed};
+use stator_testkit::http::until;
+
+use crate::stage::{Stage, answer, handed, pushed};
 
 async fn decode_goes_on_with_what_prefill_handed_over(config: Config) {
     let (stage, mut prefill, mut decode) = Stage::with_both(config.clone()).await;
@@ -34,6 +36,22 @@ async fn decode_goes_on_with_what_prefill_handed_over(config: Config) {
     );
     assert_eq!(stage.handoffs("done").await, 1);
     assert_eq!(stage.handoffs("released").await, 0);
+}
+
+#[tokio::test]
+async fn choices_of_a_prompt_are_one_prompt_to_compute() {
+    let (stage, mut prefill, _decode) = Stage::with_both(pushed()).await;
+    let _asked = stage.ask(&json!({"prompt": "x".repeat(200), "max_tokens": 3, "n": 3}));
+    prefill.attempt().await;
+    until(stage.addr, "/workers", |answered| {
+        let targets = answered.json()["models"][0]["targets"].clone();
+        let mut targets = targets.as_array().into_iter().flatten();
+        targets.any(|target| {
+            let booked = &target["booked"];
+            target["role"] == "prefill" && booked["requests"] == 3 && booked["prompts"] == 1
+        })
+    })
+    .await;
 }
 
 async fn log_probabilities_of_the_prompt_come_from_the_engine_that_computed_it(config: Config) {

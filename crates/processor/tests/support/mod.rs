@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use stator_common::discovery::Discovery;
 use stator_common::discovery::mem::Mem;
 use stator_common::drain::{self, Trigger};
 use stator_processor::Processor;
@@ -11,10 +12,10 @@ use stator_testkit::http::until;
 use tokio::task::JoinHandle;
 
 /// A running processor.
-pub(crate) struct Running {
+pub(crate) struct Running<D = Mem> {
     pub(crate) addr: SocketAddr,
     pub(crate) system: Option<SocketAddr>,
-    pub(crate) discovery: Mem,
+    pub(crate) discovery: D,
     pub(crate) trigger: Trigger,
     pub(crate) task: JoinHandle<anyhow::Result<()>>,
 }
@@ -25,7 +26,7 @@ pub(crate) async fn start(config: Config) -> Running {
 }
 
 /// Starts another one that finds the same workers.
-pub(crate) async fn start_in(config: Config, discovery: &Mem) -> Running {
+pub(crate) async fn start_in<D: Discovery + Clone>(config: Config, discovery: &D) -> Running<D> {
     let discovery = discovery.clone();
     let processor = Processor::bind(Config {
         http_port: 0,

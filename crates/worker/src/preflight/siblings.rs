@@ -203,14 +203,12 @@ fn files(own: &Own<'_>, theirs: &Model) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use stator_common::{
-        WorkerId,
         card::{self, HandOffProtocol},
         discovery::mem::Mem,
     };
     use stator_engine::handoff::Connector;
+    use stator_testkit as testkit;
 
     use super::*;
     use crate::preflight::Severity;
@@ -235,26 +233,8 @@ mod tests {
 
     fn prefill(change: impl FnOnce(&mut Card)) -> Card {
         let mut card = Card {
-            worker: WorkerId("prefill-1".to_owned()),
             role: Role::Prefill,
             endpoint: config().place(Role::Prefill),
-            address: "127.0.0.1:1".to_owned(),
-            model: Model {
-                names: vec!["m".to_owned()],
-                root: "/m".to_owned(),
-                max_model_len: 64,
-                vocab_size: 1,
-                block_size: 32,
-                kv_blocks: 1,
-                max_num_seqs: 1,
-                max_num_batched_tokens: 1,
-                dp_size: 1,
-                files: BTreeMap::new(),
-                tool_call_parser: None,
-                reasoning_parser: None,
-                vllm_version: "0.32.0".to_owned(),
-                max_logprobs: 20,
-            },
             handoff: Some(card::HandOff {
                 connector: "NixlConnector".to_owned(),
                 protocol: HandOffProtocol::ResponseCarried,
@@ -262,9 +242,9 @@ mod tests {
                 lease_ms: 30_000,
                 peers: Vec::new(),
             }),
-            kv_events: None,
-            adapters: Vec::new(),
+            ..testkit::card::card("prefill-1")
         };
+        card.model.block_size = 32;
         change(&mut card);
         card
     }
@@ -393,7 +373,7 @@ mod tests {
             differences(&own, &card),
             [
                 "config.json is not the same",
-                "max_model_len is 64 there and 128 here"
+                "max_model_len is 2048 there and 128 here"
             ]
         );
     }

@@ -27,7 +27,7 @@ use tonic::Status;
 use client::{Access, Client, Tls};
 
 use super::{Discovery, DiscoveryError, Peer, Registration, WATCH_BUFFER, Watch};
-use crate::{Card, card::is_name, settings::EtcdSettings};
+use crate::{Card, card::is_name, causes::causes, settings::EtcdSettings};
 
 /// A worker that did not renew its lease for this long is gone. As with the folder of the file discovery.
 pub const TTL: Duration = Duration::from_secs(10);
@@ -109,7 +109,7 @@ impl Etcd {
             }
             client::endpoint(name, &tls, ANSWER_WITHIN).map_err(|error| EtcdConfigError::Endpoint {
                 url: name.clone(),
-                reason: chain(&error),
+                reason: causes(&error),
             })
         });
         let endpoints = endpoints.collect::<Result<_, _>>()?;
@@ -142,19 +142,9 @@ impl Place {
 /// Says why a call failed, with the causes that tonic keeps below "transport error".
 fn why(status: &Status) -> String {
     match std::error::Error::source(status) {
-        Some(source) => format!("{}: {}", status.message(), chain(source)),
+        Some(source) => format!("{}: {}", status.message(), causes(source)),
         None => status.message().to_owned(),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[async_trait]

@@ -1,6 +1,6 @@
 //! Who asks the API server, how long for, and what its refusals mean.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use futures::{StreamExt, stream::BoxStream};
 use kube::{
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{ANSWER_WITHIN, KubernetesConfigError, pod::Pod};
-use crate::{discovery::again::Again, settings::KubernetesSettings};
+use crate::{causes::causes, discovery::again::Again, settings::KubernetesSettings};
 
 /// A watch is ended by the server after this and goes on from where it was. A server that is gone without a word would
 /// leave it open for ever, so this and the five seconds that `kube` adds are how long nothing is noticed.
@@ -131,18 +131,7 @@ pub(super) fn why(error: &Error, verb: Verb) -> String {
             verb.as_str()
         ),
         Error::Api(status) => format!("{} ({})", status.message, status.code),
-        other => {
-            let mut text = other.to_string();
-            let mut source = other.source();
-            while let Some(error) = source {
-                let more = error.to_string();
-                if !text.contains(&more) {
-                    text = format!("{text}: {more}");
-                }
-                source = error.source();
-            }
-            text
-        }
+        other => causes(other),
     }
 }
 

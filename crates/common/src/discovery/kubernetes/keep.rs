@@ -1,4 +1,4 @@
-//! Keeps one worker's card on the pod that it runs in.
+//! Keeps what one process says of itself, a worker's card or a processor's, on the pod that it runs in.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,12 +15,9 @@ use tracing::{info, warn};
 use super::{
     ANSWER_WITHIN, Place,
     access::{self, Changes, Interruption, Verb, is_refusal, why, why_watch},
-    pod::{self, Container, Entry, NoContainer, Pod},
+    pod::{self, Container, Entry, NoContainer, Pod, Record},
 };
-use crate::{
-    Card,
-    discovery::{DiscoveryError, owner::Owner},
-};
+use crate::discovery::{DiscoveryError, owner::Owner};
 
 /// Who writes, as the API server notes it.
 pub(super) const MANAGER: &str = "stator";
@@ -62,15 +59,15 @@ impl Trouble {
     }
 }
 
-/// What one worker has on its pod.
-pub(super) struct Keeper {
+/// What one process has on its pod.
+pub(super) struct Keeper<T> {
     place: Arc<Place>,
     /// Of the pod.
     name: String,
     /// Of the pod, once that is known: another one of the same name is not this one.
     uid: Option<String>,
     annotation: String,
-    card: Card,
+    record: T,
     changes: Changes,
     /// As it was seen last.
     pod: Option<Pod>,
@@ -82,21 +79,21 @@ pub(super) struct Keeper {
     trouble: Trouble,
 }
 
-impl Keeper {
+impl<T: Record> Keeper<T> {
     /// - `place`: where the pod is; its settings say which one.
-    pub(super) fn new(place: Arc<Place>, card: Card) -> Result<Self, DiscoveryError> {
-        let name = place.own_pod()?.to_owned();
+    pub(super) fn new(place: Arc<Place>, record: T) -> Result<Self, DiscoveryError> {
+        let name = place.own_pod::<T>()?.to_owned();
         Ok(Self {
             uid: place.settings.pod_uid.clone(),
-            annotation: pod::annotation(&card.worker)?,
-            card,
+            annotation: pod::annotation(&record)?,
+            record,
             changes: access::changes(&place.pods, one(&name)),
             place,
             name,
             pod: None,
             is_due: false,
             not_before: Instant::now(),
-            interruption: Interruption::new("this worker stays on its pod as it is"),
+            interruption: Interruption::new("this process stays on its pod as it is"),
             trouble: Trouble::Passing("kubernetes does not answer".to_owned()),
         })
     }
@@ -208,7 +205,7 @@ impl Keeper {
             != uid.unwrap_or_default()
         {
             return Err(Trouble::Refused(format!(
-                "pod '{}' is another one than this worker's ({}): check POD_UID (--kubernetes-pod-uid)",
+                "pod '{}' is another one than this process's ({}): check POD_UID (--kubernetes-pod-uid)",
                 self.name,
                 self.uid.as_deref().unwrap_or_default()
             )));
@@ -228,7 +225,7 @@ impl Keeper {
             .labels
             .iter()
             .flatten()
-            .any(|(name, _)| name == pod::LABEL);
+            .any(|(name, _)| name == T::LABEL);
         if annotations.is_empty() && is_labelled {
             return Ok(true);
         }
@@ -241,20 +238,25 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Returns the annotations to write: this worker's where it is not as it should be, and those of dead processes.
+    /// Returns the annotations to write: this process's where it is not as it should be, and those of dead processes.
     fn missing(&self, pod: &Pod, container: Container) -> Result<Map<String, Value>, Trouble> {
         let mut annotations = Map::new();
-        for (name, entry) in pod::entries(pod) {
+        for (name, entry) in pod::entries::<T>(pod) {
             let is_neighbour = entry.container.name == container.name && name != self.annotation;
             if is_neighbour && (entry.container.id != container.id || entry.owner.is_dead()) {
-                info!(worker = %entry.card.worker, "removing the card of a worker that died in this container");
+                let id = entry.record.name();
+                info!(
+                    id,
+                    "removing the card of a {} that died in this container",
+                    T::KIND
+                );
                 annotations.insert(name.to_owned(), Value::Null);
             }
         }
         let entry = Entry {
             container,
             owner: Owner::this_process(),
-            card: self.card.clone(),
+            record: self.record.clone(),
         };
         let text = serde_json::to_string(&entry);
         let text = text.map_err(|error| Trouble::Refused(error.to_string()))?;
@@ -268,7 +270,7 @@ impl Keeper {
     async fn patch(&mut self, annotations: Map<String, Value>) -> Result<Pod, Trouble> {
         let patch = json!({
             // The server refuses a patch of another pod that has the same name by now.
-            "metadata": {"uid": self.uid, "labels": {pod::LABEL: "true"}, "annotations": annotations}
+            "metadata": {"uid": self.uid, "labels": {T::LABEL: "true"}, "annotations": annotations}
         });
         let manager = PatchParams {
             field_manager: Some(MANAGER.to_owned()),
@@ -291,7 +293,7 @@ impl Keeper {
         let mut annotations = Map::new();
         annotations.insert(self.annotation.clone(), Value::Null);
         if let Err(reason) = self.patch(annotations).await {
-            warn!(%reason, "kubernetes cannot be told that this worker leaves: its card counts until its container ends");
+            warn!(%reason, "kubernetes cannot be told that this {} leaves: its card counts until its container ends", T::KIND);
         }
     }
 }

@@ -4,6 +4,9 @@
 //! that says that there are some (`stator.dev/worker`), and takes it back when it leaves. Whoever looks for
 //! workers lists and watches the pods with that label. Nothing else is kept in the cluster.
 //!
+//! Processors find each other in the same way (`stator.dev/processor`, `stator.dev/processor.<name>`): one watch of their
+//! pods goes on from the first question on.
+//!
 //! There is no lease, and so nothing is written while nothing happens: Kubernetes watches over containers already. A card
 //! names its container by the id that the kubelet gives to each life of it, and counts while that life runs and
 //! is ready (`pod`). A container that ends shows within a second or two, sooner than a lease that renews every
@@ -26,20 +29,23 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use kube::{Api, api::ListParams, config::KubeconfigError};
-use tokio::{sync::mpsc, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::{OnceCell, mpsc, watch as latest},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::warn;
 
 use access::why;
-use pod::Pod;
+use pod::{Pod, Record};
 
-use super::{Discovery, DiscoveryError, Registration, WATCH_BUFFER, Watch};
+use super::{Discovery, DiscoveryError, Peer, Registration, WATCH_BUFFER, Watch};
 use crate::{Card, card::is_name, settings::KubernetesSettings};
 
 /// A question that has not been answered by then will not be.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// A worker's pod must show the worker's container by then: the kubelet tells of it a second or two after its start.
+/// A process's pod must show the process's container by then: the kubelet tells of it a second or two after its start.
 const REGISTER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why Kubernetes cannot be used as configured.
@@ -79,6 +85,15 @@ pub enum KubernetesConfigError {
 #[derive(Clone)]
 pub struct Kubernetes {
     place: Arc<Place>,
+    /// Follows processors from the first question on.
+    processors: Arc<OnceCell<Processors>>,
+}
+
+/// The processors that are there, as they are followed.
+struct Processors {
+    /// Absent until they were listed once.
+    known: latest::Receiver<Option<Vec<Peer>>>,
+    _following: AbortOnDropHandle<()>,
 }
 
 struct Place {
@@ -103,7 +118,34 @@ impl Kubernetes {
                 namespace: access.namespace,
                 settings: settings.clone(),
             }),
+            processors: Arc::default(),
         })
+    }
+
+    /// Writes a record to this process's pod and keeps it there.
+    async fn keep<T: Record>(&self, record: T) -> Result<Registration, DiscoveryError> {
+        let mut keeper = keep::Keeper::new(self.place.clone(), record)?;
+        let written = timeout(REGISTER_WITHIN, keeper.begin()).await;
+        written
+            .unwrap_or_else(|_| Err(keeper.last_trouble()))
+            .map_err(|reason| self.place.error(reason))?;
+        let stop = CancellationToken::new();
+        let leave = stop.clone().drop_guard();
+        tokio::spawn(keeper.keep(stop));
+        Ok(Registration::new(leave))
+    }
+
+    /// Lists pods that hold records, and begins to watch them: what is refused now will be refused later, the rest is tried
+    /// again for ever.
+    async fn look<T: Record>(&self) -> Result<(), DiscoveryError> {
+        let one = ListParams::default().labels(T::LABEL).limit(1);
+        let looked = access::look(&self.place.pods, &one);
+        match timeout(ANSWER_WITHIN, looked).await {
+            Ok(Err((error, verb))) if access::is_refusal(&error) => {
+                Err(self.place.error(why(&error, verb)))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -116,12 +158,13 @@ impl Place {
     }
 
     /// Returns the name of the pod that this process runs in.
-    fn own_pod(&self) -> Result<&str, DiscoveryError> {
+    fn own_pod<T: Record>(&self) -> Result<&str, DiscoveryError> {
         self.settings.pod.as_deref().ok_or_else(|| {
-            self.error(
-                "a worker writes to its own pod and is not told which that is: give POD_NAME by the \
+            self.error(format_args!(
+                "a {} writes to its own pod and is not told which that is: give POD_NAME by the \
                  downward API (fieldRef metadata.name), or --kubernetes-pod",
-            )
+                T::KIND
+            ))
         })
     }
 }
@@ -132,19 +175,11 @@ impl Discovery for Kubernetes {
         if !is_name(&card.endpoint.namespace) {
             return Err(DiscoveryError::Name(card.endpoint.namespace));
         }
-        let mut keeper = keep::Keeper::new(self.place.clone(), card)?;
-        let written = timeout(REGISTER_WITHIN, keeper.begin()).await;
-        written
-            .unwrap_or_else(|_| Err(keeper.last_trouble()))
-            .map_err(|reason| self.place.error(reason))?;
-        let stop = CancellationToken::new();
-        let leave = stop.clone().drop_guard();
-        tokio::spawn(keeper.keep(stop));
-        Ok(Registration::new(leave))
+        self.keep(card).await
     }
 
     async fn check_register(&self) -> Result<(), DiscoveryError> {
-        let pod = self.place.own_pod()?;
+        let pod = self.place.own_pod::<Card>()?;
         let checked = timeout(ANSWER_WITHIN, rehearse::rehearse(&self.place, pod)).await;
         match checked {
             Ok(Err(keep::Trouble::Refused(reason))) => Err(self.place.error(reason)),
@@ -161,17 +196,33 @@ impl Discovery for Kubernetes {
     }
 
     async fn watch(&self) -> Result<Watch, DiscoveryError> {
-        // What is refused now will be refused later: the rest is tried again for ever.
-        let one = ListParams::default().labels(pod::LABEL).limit(1);
-        let looked = access::look(&self.place.pods, &one);
-        if let Ok(Err((error, verb))) = timeout(ANSWER_WITHIN, looked).await
-            && access::is_refusal(&error)
-        {
-            return Err(self.place.error(why(&error, verb)));
-        }
+        self.look::<Card>().await?;
         let (sender, events) = mpsc::channel(WATCH_BUFFER);
-        tokio::spawn(watch::follow(self.place.clone(), sender));
+        tokio::spawn(watch::workers(self.place.clone(), sender));
         Ok(Watch { events })
+    }
+
+    async fn join(&self, peer: Peer) -> Result<Registration, DiscoveryError> {
+        self.keep(peer).await
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, DiscoveryError> {
+        let follow = async || {
+            self.look::<Peer>().await?;
+            let (sender, known) = latest::channel(None);
+            let following = watch::processors(self.place.pods.clone(), sender);
+            Ok::<_, DiscoveryError>(Processors {
+                known,
+                _following: AbortOnDropHandle::new(tokio::spawn(following)),
+            })
+        };
+        let processors = self.processors.get_or_try_init(follow).await?;
+        let mut known = processors.known.clone();
+        let there = timeout(ANSWER_WITHIN, known.wait_for(Option::is_some)).await;
+        match there {
+            Ok(Ok(there)) => Ok(there.clone().unwrap_or_default()),
+            _ => Err(self.place.error("processors were not listed yet")),
+        }
     }
 
     fn name(&self) -> String {

@@ -1,4 +1,4 @@
-//! What a pod says of its workers, and which of them live.
+//! What a pod says of its workers and processors, and which of them live.
 
 use std::collections::BTreeMap;
 
@@ -6,20 +6,68 @@ use kube::{
     Api, Client,
     core::{ApiResource, NotUsed, Object},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 
 use crate::{
     Card,
-    discovery::{DiscoveryError, owner::Owner},
+    discovery::{DiscoveryError, Peer, owner::Owner},
     ids::WorkerId,
 };
 
-/// The label of pods that hold cards; its value says nothing.
-pub(super) const LABEL: &str = "stator.dev/worker";
+/// What a process says of itself on its pod.
+pub(super) trait Record:
+    Clone + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// What is it called by.
+    type Id: Clone + Ord + Send + Sync;
+    /// What to call such a process when telling people of it.
+    const KIND: &'static str;
+    /// The label of pods that hold some; its value says nothing.
+    const LABEL: &'static str;
+    /// What the names of their annotations begin with; the id follows.
+    const ANNOTATION: &'static str;
+    /// It counts only where it may be sent work: while its container is ready, and its pod is not being deleted.
+    const TAKES_WORK: bool;
 
-/// What the names of annotations with a card begin with; the worker's id follows.
-const ANNOTATION: &str = "stator.dev/card.";
+    fn id(&self) -> &Self::Id;
+
+    /// Returns the id as text.
+    fn name(&self) -> &str;
+}
+
+impl Record for Card {
+    type Id = WorkerId;
+    const KIND: &'static str = "worker";
+    const LABEL: &'static str = "stator.dev/worker";
+    const ANNOTATION: &'static str = "stator.dev/card.";
+    const TAKES_WORK: bool = true;
+
+    fn id(&self) -> &WorkerId {
+        &self.worker
+    }
+
+    fn name(&self) -> &str {
+        &self.worker.0
+    }
+}
+
+impl Record for Peer {
+    type Id = String;
+    const KIND: &'static str = "processor";
+    const LABEL: &'static str = "stator.dev/processor";
+    const ANNOTATION: &'static str = "stator.dev/processor.";
+    /// What it has booked is there until it ends, whether or not it takes more.
+    const TAKES_WORK: bool = false;
+
+    fn id(&self) -> &String {
+        &self.name
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
 
 /// Characters of an annotation's name after the slash, at most (Kubernetes, `labels and annotations`).
 const NAME_LIMIT: usize = 63;
@@ -65,12 +113,13 @@ pub(super) struct Container {
     pub(super) id: String,
 }
 
-/// What an annotation holds: the card, and whose process it is.
+/// What an annotation holds: the record, and whose process it is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct Entry<T> {
     pub(super) container: Container,
     pub(super) owner: Owner,
-    pub(super) card: Card,
+    #[serde(rename = "card")]
+    pub(super) record: T,
 }
 
 /// Returns how the pods of a namespace are asked for.
@@ -79,56 +128,58 @@ pub(super) fn api(client: Client, namespace: &str) -> Api<Pod> {
     Api::namespaced_with(client, namespace, &pods)
 }
 
-/// Returns the name of a worker's annotation.
+/// Returns the name of a record's annotation.
 ///
 /// # Errors
 /// [`DiscoveryError::Name`]: the id cannot be part of one.
-pub(super) fn annotation(worker: &WorkerId) -> Result<String, DiscoveryError> {
-    let name = format!("{ANNOTATION}{worker}");
+pub(super) fn annotation<T: Record>(record: &T) -> Result<String, DiscoveryError> {
+    let id = record.name();
+    let name = format!("{}{id}", T::ANNOTATION);
     let after_slash = name.split_once('/').map_or("", |(_, after)| after);
-    let ends_well = worker
-        .0
-        .bytes()
-        .last()
-        .is_some_and(|b| b.is_ascii_alphanumeric());
+    let ends_well = id.bytes().last().is_some_and(|b| b.is_ascii_alphanumeric());
     let bytes_fit = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_' || b == b'.';
-    if after_slash.len() > NAME_LIMIT || !ends_well || !worker.0.bytes().all(bytes_fit) {
-        return Err(DiscoveryError::Name(worker.0.clone()));
+    if after_slash.len() > NAME_LIMIT || !ends_well || !id.bytes().all(bytes_fit) {
+        return Err(DiscoveryError::Name(id.to_owned()));
     }
     Ok(name)
 }
 
-/// Returns the cards that a pod holds, by the names of their annotations.
-pub(super) fn entries(pod: &Pod) -> impl Iterator<Item = (&str, Entry)> {
+/// Returns the records that a pod holds, by the names of their annotations.
+pub(super) fn entries<T: Record>(pod: &Pod) -> impl Iterator<Item = (&str, Entry<T>)> {
     let annotations = pod.metadata.annotations.iter().flatten();
     annotations.filter_map(|(name, value)| {
-        let worker = name.strip_prefix(ANNOTATION)?;
-        let entry = serde_json::from_str::<Entry>(value).inspect_err(|error| {
-            warn!(pod = pod.metadata.name, name, %error, "not a worker's card");
+        let id = name.strip_prefix(T::ANNOTATION)?;
+        let entry = serde_json::from_str::<Entry<T>>(value).inspect_err(|error| {
+            warn!(pod = pod.metadata.name, name, %error, "not the card of a {}", T::KIND);
         });
-        let entry = entry.ok().filter(|entry| entry.card.worker.0 == worker)?;
+        let entry = entry.ok().filter(|entry| entry.record.name() == id)?;
         Some((name.as_str(), entry))
     })
 }
 
-/// Returns the workers of a pod that live: their container still is the one that they started in, runs, and is ready. A
-/// pod that is being deleted, or that has ended, has none.
+/// Records by what they are called by.
+pub(super) type Records<T> = BTreeMap<<T as Record>::Id, T>;
+
+/// Returns the records of a pod whose processes live: their container still is the one that they started in and runs. A
+/// pod that has ended has none. Those that take work count while the container is ready and the pod is not being deleted.
 ///
 /// Readiness is the container's and not the pod's: a neighbour that is not ready takes no worker away.
-pub(super) fn living(pod: &Pod) -> BTreeMap<WorkerId, Card> {
+pub(super) fn living<T: Record>(pod: &Pod) -> Records<T> {
     let ended = pod
         .status
         .as_ref()
         .is_some_and(|status| status.phase == "Succeeded" || status.phase == "Failed");
-    if ended || is_leaving(pod) {
-        return BTreeMap::new();
+    if ended || (T::TAKES_WORK && is_leaving(pod)) {
+        return Records::<T>::new();
     }
-    entries(pod)
+    entries::<T>(pod)
         .filter(|(_, entry)| {
             let status = status_of(pod, &entry.container.name);
-            status.is_some_and(|status| status.ready && status.id() == Some(&entry.container.id))
+            status.is_some_and(|status| {
+                (status.ready || !T::TAKES_WORK) && status.id() == Some(&entry.container.id)
+            })
         })
-        .map(|(_, entry)| (entry.card.worker.clone(), entry.card))
+        .map(|(_, entry)| (entry.record.id().clone(), entry.record))
         .collect()
 }
 
@@ -145,7 +196,7 @@ pub(super) enum NoContainer {
     NotYet(String),
     /// Nothing tells which one it is.
     #[error(
-        "which container is this worker in? The pod has {0}: set --kubernetes-container, or CONTAINER_NAME in the \
+        "which container is this process in? The pod has {0}: set --kubernetes-container, or CONTAINER_NAME in the \
          container's environment"
     )]
     Several(String),

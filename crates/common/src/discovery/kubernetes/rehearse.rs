@@ -7,8 +7,9 @@ use super::{
     Place,
     access::{self, Verb},
     keep::{MANAGER, Trouble},
-    pod::{self, NoContainer},
+    pod::{self, NoContainer, Record},
 };
+use crate::Card;
 
 /// Does what registering does, but writes nothing.
 pub(super) async fn rehearse(place: &Place, name: &str) -> Result<(), Trouble> {
@@ -29,7 +30,7 @@ pub(super) async fn rehearse(place: &Place, name: &str) -> Result<(), Trouble> {
         field_manager: Some(MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    let patch = json!({"metadata": {"labels": {pod::LABEL: "true"}}});
+    let patch = json!({"metadata": {"labels": {Card::LABEL: "true"}}});
     let merge = Patch::Merge(&patch);
     let patched = place.pods.patch(name, &rehearsal, &merge);
     patched

@@ -4,12 +4,14 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Semaphore,
     time::{Sleep, sleep},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -27,9 +29,17 @@ pub(super) struct Pipe {
     silent: Option<Pin<Box<Sleep>>>,
 }
 
-/// Who is at the other end, for logs.
+/// Who is at the other end.
 #[derive(Clone, Debug)]
-pub(super) struct Peer(pub(super) String);
+pub(super) struct Peer {
+    /// For logs.
+    pub(super) name: String,
+    /// How many more calls that ask for no token may be open on this connection.
+    pub(super) tokenless: Arc<Semaphore>,
+}
+
+/// Calls of one connection that ask for no token and are open at once: more than one who looks after a worker needs.
+pub(super) const TOKENLESS_CALLS: usize = 16;
 
 impl Pipe {
     /// - `cut`: when cancelled, the connection fails, whatever was still to be written.
@@ -37,7 +47,10 @@ impl Pipe {
         Self {
             reader: io.reader,
             writer: io.writer,
-            peer: Peer(peer),
+            peer: Peer {
+                name: peer,
+                tokenless: Arc::new(Semaphore::new(TOKENLESS_CALLS)),
+            },
             cut: Box::pin(cut.cancelled_owned()),
             silent: None,
         }

@@ -147,6 +147,51 @@ async fn health_says_whether_requests_are_taken_and_reflection_what_can_be_asked
 }
 
 #[tokio::test]
+async fn a_stranger_may_watch_health_on_a_few_streams_and_all_strangers_on_a_few_more() {
+    let worker = Plane::Http.worker(|_| {});
+    let ask = HealthCheckRequest::default();
+    // As many of a connection as may be, and the refusal of the next.
+    let connect = async || {
+        let mut health = HealthClient::new(channel(&worker).await);
+        let mut open = Vec::new();
+        let refused = loop {
+            match health.watch(ask.clone()).await {
+                Ok(watch) => open.push(watch.into_inner()),
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        (health, open, refused)
+    };
+    let (mut health, mut open, refused) = connect().await;
+    assert_eq!(open.len(), 16);
+    assert!(refused.message().contains("connection's"), "{refused}");
+    // One that is given up makes room for another.
+    open.pop();
+    let again = async {
+        loop {
+            match health.watch(ask.clone()).await {
+                Ok(watch) => break watch,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let again = again.await;
+    let mut others = Vec::new();
+    for _ in 1..16 {
+        others.push(connect().await);
+    }
+    let (mut late, none, refused) = connect().await;
+    assert_eq!(none.len(), 0);
+    assert!(refused.message().contains("worker's"), "{refused}");
+    // Whoever only asks is answered, and processors are not strangers.
+    let answer = late.check(ask.clone()).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    worker.client().await;
+    drop(again);
+}
+
+#[tokio::test]
 async fn a_caller_of_another_version_or_without_the_token_is_refused() {
     let worker = Plane::Http.worker(|config| config.token = Some("secret".to_owned()));
     let mut client = WorkerClient::new(channel(&worker).await);

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     Code,
+    causes::causes,
     plane::{
         SOFTWARE,
         client::{self, ClientConfig, Ended, Reach, Told},
@@ -208,14 +209,4 @@ fn why(status: &tonic::Status) -> String {
         Some(source) => causes(source),
         None => format!("{:?}: {}", status.code(), status.message()),
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -3,6 +3,7 @@
 mod calls;
 mod service;
 mod session;
+mod tokenless;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ use crate::{
 };
 use service::{Service, Shared};
 use session::Session;
+use tokenless::Tokenless;
 
 /// What a closing server gives its peers to take what was written.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
@@ -77,6 +79,7 @@ pub(in crate::plane) async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .expect("descriptors that were compiled with this program");
+    let streams = tokenless::streams();
     let stopped = {
         let stop = stop.clone();
         async move {
@@ -92,8 +95,8 @@ pub(in crate::plane) async fn serve(
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(answer_within(PING_EVERY, dead_after)))
         .add_service(worker)
-        .add_service(health)
-        .add_service(reflection)
+        .add_service(Tokenless::new(health, &streams))
+        .add_service(Tokenless::new(reflection, &streams))
         .serve_with_incoming_shutdown(incoming(listener, cut.clone()), stopped);
     let tell_health = async {
         let mut look = time::interval(LOOK_EVERY);

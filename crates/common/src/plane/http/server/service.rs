@@ -172,7 +172,7 @@ impl worker_server::Worker for Service {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let Self(shared) = self;
         let peer = request.extensions().get::<Peer>();
-        let peer = peer.map_or_else(String::new, |Peer(name)| name.clone());
+        let peer = peer.map_or_else(String::new, |peer| peer.name.clone());
         info!(
             peer,
             software = request.get_ref().software,
