@@ -124,8 +124,8 @@ impl Lane {
                 // What is not noted is at worst computed again.
                 Found::Full => break,
             };
-            let count = self.blocks.run(place, &hashes[at..]);
-            let set = self.blocks.set(place);
+            let count = self.blocks.places().run(place, &hashes[at..]);
+            let set = self.blocks.places().set(place);
             let to = change.of(set, || {
                 if self.sets.contains(set, holder) {
                     set
@@ -154,24 +154,25 @@ impl Lane {
         let (mut at, mut gone) = (0, 0);
         let mut guess: Option<Place> = None;
         let mut change = Change::default();
+        self.blocks.fetch(hashes);
         while at < hashes.len() {
             let Some(place) = self.blocks.find(hashes[at], guess) else {
                 at += 1;
                 continue;
             };
-            let up = self.blocks.run(place, &hashes[at..]);
+            let up = self.blocks.places().run(place, &hashes[at..]);
             // Engines give up the end of a prefix first.
             let count = if up > 1 {
                 up
             } else {
-                self.blocks.run_down(place, &hashes[at..])
+                self.blocks.places().run_down(place, &hashes[at..])
             };
             let first = if up > 1 {
                 place
             } else {
                 place + 1 - count as u32
             };
-            let set = self.blocks.set(place);
+            let set = self.blocks.places().set(place);
             let to = change.of(set, || {
                 if self.sets.contains(set, holder) {
                     self.sets.without(set, holder)
@@ -206,7 +207,7 @@ impl Lane {
             let Some(place) = self.blocks.find(hashes[at], guess) else {
                 break;
             };
-            let set = self.blocks.set(place);
+            let set = self.blocks.places().set(place);
             if set != last {
                 self.sets.members(set, |members| {
                     if at == 0 {
@@ -220,7 +221,7 @@ impl Lane {
                 }
                 last = set;
             }
-            let count = self.blocks.run(place, &hashes[at..]);
+            let count = self.blocks.places().run(place, &hashes[at..]);
             at += count;
             guess = Some(place + count as u32);
         }
@@ -236,9 +237,9 @@ impl Lane {
         let mut at = 0;
         while let Some(hash) = hashes.get(at)
             && let Some(place) = self.blocks.find(*hash, guess)
-            && self.sets.contains(self.blocks.set(place), held.by)
+            && self.sets.contains(self.blocks.places().set(place), held.by)
         {
-            let count = self.blocks.run(place, &hashes[at..]);
+            let count = self.blocks.places().run(place, &hashes[at..]);
             at += count;
             guess = Some(place + count as u32);
         }
@@ -254,15 +255,16 @@ impl Lane {
                 continue;
             };
             guess = Some(place + 1);
-            self.sets.members(self.blocks.set(place), |members| {
-                for &holder in members {
-                    if let Some(target) = self.holders[holder as usize]
-                        && out.blocks(target) as usize == at
-                    {
-                        out.note(target, at as u32 + 1);
+            self.sets
+                .members(self.blocks.places().set(place), |members| {
+                    for &holder in members {
+                        if let Some(target) = self.holders[holder as usize]
+                            && out.blocks(target) as usize == at
+                        {
+                            out.note(target, at as u32 + 1);
+                        }
                     }
-                }
-            });
+                });
         }
     }
 
@@ -275,19 +277,21 @@ impl Lane {
                 let mut dying = std::mem::take(&mut self.dead);
                 dying.sort_unstable();
                 Sweep {
-                    below: self.blocks.places(),
+                    below: self.blocks.places().len(),
                     dying,
                 }
             }
         };
         // Without the last block the places are gone, too.
-        sweep.below = sweep.below.min(self.blocks.places());
+        sweep.below = sweep.below.min(self.blocks.places().len());
         let end = sweep.below.saturating_sub(places);
         let mut change = Change::default();
         while sweep.below > end {
-            let place = (sweep.below - 1) as Place;
-            sweep.below -= 1;
-            let set = self.blocks.set(place);
+            let most = sweep.below - end;
+            let count = self.blocks.places().alike_below(sweep.below, most);
+            sweep.below -= count;
+            let place = sweep.below as Place;
+            let set = self.blocks.places().set(place);
             if set == SetId::NOBODY {
                 continue;
             }
@@ -297,8 +301,8 @@ impl Lane {
                 None => change.of(set, || survivors(&mut self.sets, set, &sweep.dying)),
             };
             if to != set {
-                self.put(place, 1, set, to);
-                sweep.below = sweep.below.min(self.blocks.places());
+                self.put(place, count, set, to);
+                sweep.below = sweep.below.min(self.blocks.places().len());
             }
         }
         if sweep.below > 0 {

@@ -11,8 +11,11 @@
 
 mod blocks;
 mod lane;
+mod line;
 mod matches;
+mod places;
 mod sets;
+mod table;
 
 use parking_lot::{Mutex, RwLock};
 
