@@ -115,16 +115,17 @@ impl Blocks {
             *self = Self::new(self.key);
             return;
         }
-        let end = place + count as u32;
-        for ahead in (place..end).take(AHEAD) {
-            self.table.fetch(self.mixed(ahead));
+        let names = self.places.names(place, count);
+        let key = self.key;
+        let mixed = |name: &u64| mix(key, BlockHash(*name));
+        for ahead in names.iter().take(AHEAD) {
+            self.table.fetch(mixed(ahead));
         }
-        for place in place..end {
-            let ahead = place + AHEAD as u32;
-            if ahead < end {
-                self.table.fetch(self.mixed(ahead));
+        for (at, name) in names.iter().enumerate() {
+            if let Some(ahead) = names.get(at + AHEAD) {
+                self.table.fetch(mixed(ahead));
             }
-            self.table.erase(self.mixed(place), place);
+            self.table.erase(mixed(name), place + at as u32);
         }
         self.places.vacate(place, count);
     }
@@ -162,10 +163,6 @@ impl Blocks {
     fn search(&self, hash: BlockHash) -> Option<Place> {
         let mixed = mix(self.key, hash);
         self.table.find(mixed, |place| self.places.is(place, hash))
-    }
-
-    fn mixed(&self, place: Place) -> Mixed {
-        mix(self.key, self.places.name(place))
     }
 }
 

@@ -59,8 +59,13 @@ impl Places {
 
     /// Returns the name of the block at a place.
     pub(super) fn name(&self, place: Place) -> BlockHash {
+        BlockHash(self.names(place, 1)[0])
+    }
+
+    /// Returns the names of `count` blocks that lie side by side.
+    pub(super) fn names(&self, place: Place, count: usize) -> &[u64] {
         let (chunk, at) = split(place);
-        BlockHash(self.chunks[chunk].names[at])
+        &self.chunks[chunk].names[at..at + count]
     }
 
     /// Says whether a block has the name of what is at a place, which is a block or beyond the last.
@@ -93,16 +98,10 @@ impl Places {
         let sets = &chunk.sets[from..from + most];
         let set = sets[0];
         let mut at = 0;
-        // Eight at a time, without a branch for each: the compiler makes vector instructions of it.
-        while at + 8 <= most {
-            let (mut renamed, mut moved) = (0, 0);
-            for i in at..at + 8 {
-                renamed |= names[i] ^ hashes[i].0;
-                moved |= sets[i].0 ^ set.0;
-            }
-            if renamed != 0 || moved != 0 {
-                break;
-            }
+        while alike::<32>(&names[at..], &sets[at..], &hashes[at..], set) {
+            at += 32;
+        }
+        while alike::<8>(&names[at..], &sets[at..], &hashes[at..], set) {
             at += 8;
         }
         while at < most && names[at] == hashes[at].0 && sets[at] == set {
@@ -156,9 +155,7 @@ impl Places {
     pub(super) fn occupy(&mut self, place: Place, hashes: &[BlockHash]) {
         let count = hashes.len();
         if (place as usize) < self.len {
-            for place in place..place + count as u32 {
-                self.unlink(place);
-            }
+            self.unlink(place, count);
         } else {
             self.len += count;
         }
@@ -187,9 +184,7 @@ impl Places {
             self.chunks.truncate(self.len / CHUNK + 2);
             return;
         }
-        for place in (place..place + count as u32).rev() {
-            self.link(place);
-        }
+        self.link(place, count);
     }
 
     fn free_from(&self, place: Place, count: usize) -> usize {
@@ -199,27 +194,43 @@ impl Places {
         sets.take_while(|set| **set == SetId::NOBODY).count()
     }
 
-    fn link(&mut self, place: Place) {
-        let free = self.free;
-        *self.links(place) = pack(free, NONE);
+    /// Puts places side by side, in their order, before all others in the list of free ones.
+    fn link(&mut self, place: Place, count: usize) {
+        let (free, last) = (self.free, place + count as u32 - 1);
+        for own in place..=last {
+            let next = if own == last { free } else { own + 1 };
+            let previous = if own == place { NONE } else { own - 1 };
+            *self.links(own) = pack(next, previous);
+        }
         if free != NONE {
             let (next, _) = unpack(*self.links(free));
-            *self.links(free) = pack(next, place);
+            *self.links(free) = pack(next, last);
         }
         self.free = place;
     }
 
-    fn unlink(&mut self, place: Place) {
-        let (next, previous) = unpack(*self.links(place));
-        if previous == NONE {
-            self.free = next;
-        } else {
-            let (_, before) = unpack(*self.links(previous));
-            *self.links(previous) = pack(next, before);
-        }
-        if next != NONE {
-            let (after, _) = unpack(*self.links(next));
-            *self.links(next) = pack(after, previous);
+    /// Takes places side by side out of the list of free ones: those that it has in this order, at once.
+    fn unlink(&mut self, place: Place, count: usize) {
+        let end = place + count as u32;
+        let mut first = place;
+        while first < end {
+            let (mut next, previous) = unpack(*self.links(first));
+            let mut last = first;
+            while next == last + 1 && next < end {
+                last = next;
+                (next, _) = unpack(*self.links(last));
+            }
+            if previous == NONE {
+                self.free = next;
+            } else {
+                let (_, before) = unpack(*self.links(previous));
+                *self.links(previous) = pack(next, before);
+            }
+            if next != NONE {
+                let (after, _) = unpack(*self.links(next));
+                *self.links(next) = pack(after, previous);
+            }
+            first = last + 1;
         }
     }
 
@@ -227,6 +238,25 @@ impl Places {
         let (chunk, at) = split(place);
         &mut self.chunks[chunk].names[at]
     }
+}
+
+/// Says whether the next `N` places have these names, and all of them this set. Without a branch for each: the compiler
+/// makes vector instructions of it.
+fn alike<const N: usize>(names: &[u64], sets: &[SetId], hashes: &[BlockHash], set: SetId) -> bool {
+    let (Some(names), Some(sets)) = (names.first_chunk::<N>(), sets.first_chunk::<N>()) else {
+        return false;
+    };
+    let Some(hashes) = hashes.first_chunk::<N>() else {
+        return false;
+    };
+    let (mut renamed, mut moved) = (0, 0);
+    for (name, hash) in names.iter().zip(hashes) {
+        renamed |= name ^ hash.0;
+    }
+    for own in sets {
+        moved |= own.0 ^ set.0;
+    }
+    renamed | u64::from(moved) == 0
 }
 
 /// Returns the chunk, and where in it.

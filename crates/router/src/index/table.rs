@@ -29,7 +29,7 @@ const MOST: u32 = 20;
 /// Entries of a bucket.
 const SLOTS: usize = 15;
 /// Entries for each bucket at which a part doubles: of buckets chosen at random by so many, one in twelve is full.
-const LOAD: usize = 10;
+const LOAD: u32 = 10;
 const EMPTY: u32 = 0;
 
 /// Entries in any order, and last how many blocks are in later buckets because this one was full when they came. An
@@ -37,13 +37,22 @@ const EMPTY: u32 = 0;
 #[derive(Clone, Copy, Debug)]
 struct Bucket(Line);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Part {
     /// None, or a power of two.
-    buckets: Vec<Bucket>,
+    buckets: Box<[Bucket]>,
     /// Logarithm of their number.
     bits: u32,
-    used: usize,
+    /// The bits of an entry that tell the place.
+    places: u32,
+    used: u32,
+}
+
+/// What a part knows of a block, and where it belongs there.
+#[derive(Clone, Copy)]
+struct Belongs {
+    home: usize,
+    tag: u32,
 }
 
 #[derive(Debug)]
@@ -58,21 +67,21 @@ pub(super) struct Mixed(pub(super) u64);
 impl Table {
     pub(super) fn new() -> Self {
         Self {
-            parts: Box::new(array::from_fn(|_| Part::default())),
+            parts: Box::new(array::from_fn(|_| Part::new())),
         }
     }
 
     /// Returns the bytes that it takes.
     pub(super) fn memory(&self) -> usize {
         let parts = self.parts.iter();
-        let buckets: usize = parts.map(|part| part.buckets.capacity()).sum();
+        let buckets: usize = parts.map(|part| part.buckets.len()).sum();
         buckets * size_of::<Bucket>() + size_of::<[Part; PARTS]>()
     }
 
     /// Lets memory bring what a question after a block will need first, so that it need not be waited for.
     pub(super) fn fetch(&self, mixed: Mixed) {
         let part = &self.parts[mixed.part()];
-        if let Some(bucket) = part.buckets.get(part.home(mixed.known())) {
+        if let Some(bucket) = part.buckets.get(part.belongs(mixed).home) {
             bucket.0.fetch();
         }
     }
@@ -81,7 +90,8 @@ impl Table {
     ///
     /// - `is`: says whether the block is at a place.
     pub(super) fn find(&self, mixed: Mixed, is: impl Fn(Place) -> bool) -> Option<Place> {
-        self.parts[mixed.part()].find(mixed.known(), is)
+        let part = &self.parts[mixed.part()];
+        part.find(part.belongs(mixed), is)
     }
 
     /// Returns the place of a block, or else enters it at a new one.
@@ -95,22 +105,22 @@ impl Table {
         mixed_at: impl Fn(Place) -> Mixed,
     ) -> Option<Place> {
         let part = &mut self.parts[mixed.part()];
-        let known = mixed.known();
         while !part.has_room(new) {
             part.double(&mixed_at);
         }
         // Mostly it is new, and there is room where it belongs.
-        let (places, tag, home) = (part.places(), part.tag(known), part.home(known));
-        let bucket = &mut part.buckets[home];
-        let (hits, free) = (bucket.hits(!places, tag), bucket.hits(u32::MAX, EMPTY));
+        let belongs = part.belongs(mixed);
+        let bucket = &mut part.buckets[belongs.home];
+        let hits = bucket.hits(!part.places, belongs.tag);
+        let free = bucket.hits(u32::MAX, EMPTY);
         if hits == 0 && free != 0 && bucket.passed() == 0 {
-            bucket.0.0[free.trailing_zeros() as usize] = tag | (new + 1);
+            bucket.0.0[free.trailing_zeros() as usize] = belongs.tag | (new + 1);
             part.used += 1;
             return None;
         }
-        let found = part.find(known, is);
+        let found = part.find(belongs, is);
         if found.is_none() {
-            part.enter(known, new);
+            part.enter(belongs, new);
             part.used += 1;
         }
         found
@@ -118,7 +128,8 @@ impl Table {
 
     /// Forgets a block that was entered at a place.
     pub(super) fn erase(&mut self, mixed: Mixed, place: Place) {
-        self.parts[mixed.part()].erase(mixed.known(), place);
+        let part = &mut self.parts[mixed.part()];
+        part.erase(part.belongs(mixed), place);
     }
 }
 
@@ -171,28 +182,31 @@ impl Bucket {
 }
 
 impl Part {
-    fn home(&self, known: u32) -> usize {
-        (known >> (KNOWN - self.bits)) as usize
+    fn new() -> Self {
+        Self {
+            buckets: Box::default(),
+            bits: 0,
+            places: (1 << LEAST) - 1,
+            used: 0,
+        }
     }
 
-    /// Returns the bits of an entry that tell the place.
-    fn places(&self) -> u32 {
-        (1 << (LEAST + self.bits)) - 1
+    fn belongs(&self, mixed: Mixed) -> Belongs {
+        let shifted = u64::from(mixed.known()) << self.bits;
+        Belongs {
+            home: (shifted >> KNOWN) as usize,
+            tag: (shifted as u32) << LEAST,
+        }
     }
 
-    fn tag(&self, known: u32) -> u32 {
-        known << (LEAST + self.bits)
-    }
-
-    fn find(&self, known: u32, is: impl Fn(Place) -> bool) -> Option<Place> {
-        let (places, tag) = (self.places(), self.tag(known));
-        let mut at = self.home(known);
+    fn find(&self, belongs: Belongs, is: impl Fn(Place) -> bool) -> Option<Place> {
+        let mut at = belongs.home;
         for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[at];
-            let mut hits = bucket.hits(!places, tag);
+            let mut hits = bucket.hits(!self.places, belongs.tag);
             while hits != 0 {
                 let entry = bucket.0.0[hits.trailing_zeros() as usize];
-                let place = (entry & places).wrapping_sub(1);
+                let place = (entry & self.places).wrapping_sub(1);
                 if entry != EMPTY && is(place) {
                     return Some(place);
                 }
@@ -207,12 +221,12 @@ impl Part {
     }
 
     fn has_room(&self, place: Place) -> bool {
-        self.bits == MOST || self.used < self.buckets.len() * LOAD && place < self.places()
+        self.bits == MOST || self.used < self.buckets.len() as u32 * LOAD && place < self.places
     }
 
-    fn enter(&mut self, known: u32, place: Place) {
-        let entry = self.tag(known) | (place + 1);
-        let mut at = self.home(known);
+    fn enter(&mut self, belongs: Belongs, place: Place) {
+        let entry = belongs.tag | (place + 1);
+        let mut at = belongs.home;
         loop {
             let bucket = &mut self.buckets[at];
             let free = bucket.hits(u32::MAX, EMPTY);
@@ -225,9 +239,9 @@ impl Part {
         }
     }
 
-    fn erase(&mut self, known: u32, place: Place) {
-        let entry = self.tag(known) | (place + 1);
-        let mut at = self.home(known);
+    fn erase(&mut self, belongs: Belongs, place: Place) {
+        let entry = belongs.tag | (place + 1);
+        let mut at = belongs.home;
         loop {
             let bucket = &mut self.buckets[at];
             let hits = bucket.hits(u32::MAX, entry);
@@ -248,28 +262,29 @@ impl Part {
     #[cold]
     fn double(&mut self, mixed_at: impl Fn(Place) -> Mixed) {
         let old = std::mem::take(&mut self.buckets);
-        let places = self.places();
         let Some(last) = old.last() else {
-            self.buckets = vec![Bucket::EMPTY];
+            self.buckets = Box::new([Bucket::EMPTY]);
             return;
         };
-        self.bits += 1;
-        self.buckets.reserve_exact(old.len() * 2);
+        let places = self.places;
+        (self.bits, self.places) = (self.bits + 1, places << 1 | 1);
+        let mut buckets = Vec::with_capacity(old.len() * 2);
         let mut strays = Vec::new();
         // Where nobody went past the bucket before, all that is in a bucket belongs there.
         let mut passed = last.passed();
         for bucket in &old {
-            self.buckets.extend([Bucket::EMPTY; 2]);
+            buckets.extend([Bucket::EMPTY; 2]);
             if passed != 0 {
                 let entries = bucket.entries().iter();
                 strays.extend(entries.filter_map(|entry| (entry & places).checked_sub(1)));
-            } else if let [.., lower, upper] = &mut self.buckets[..] {
+            } else if let [.., lower, upper] = &mut buckets[..] {
                 bucket.halve(places, lower, upper);
             }
             passed = bucket.passed();
         }
+        self.buckets = buckets.into_boxed_slice();
         for place in strays {
-            self.enter(mixed_at(place).known(), place);
+            self.enter(self.belongs(mixed_at(place)), place);
         }
     }
 }
@@ -308,6 +323,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         /// Places are far apart in some runs, which doubles parts that are not full.
         #[test]
         fn whatever_comes_and_goes_the_table_finds_what_is_there(changes in changes(), far in 1..60_u32) {
@@ -343,8 +360,8 @@ mod tests {
                     prop_assert_eq!(found, there.get(&number).copied());
                 }
             }
-            let used: usize = table.parts.iter().map(|part| part.used).sum();
-            prop_assert_eq!(used, there.len());
+            let used: u32 = table.parts.iter().map(|part| part.used).sum();
+            prop_assert_eq!(used as usize, there.len());
         }
     }
 
@@ -359,7 +376,7 @@ mod tests {
         for (place, &mixed) in (0..).zip(&crowd) {
             table.erase(mixed, place);
         }
-        let buckets = table.parts.iter().flat_map(|part| &part.buckets);
+        let buckets = table.parts.iter().flat_map(|part| part.buckets.iter());
         assert!(buckets.flat_map(|bucket| bucket.0.0).all(|word| word == 0));
     }
 }
