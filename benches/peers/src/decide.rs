@@ -47,6 +47,7 @@ fn load(worker: usize) -> Load {
         prefill_tokens: (worker * 16) as u64,
         decode_tokens: (worker % 127 * 16) as u64,
         kv_tokens: 0,
+        generating: (worker % 17) as u64,
     }
 }
 

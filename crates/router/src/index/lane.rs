@@ -4,19 +4,17 @@
 //! go: the target takes a new number at once, and the blocks of the old one are cleaned up a few at a time, with
 //! each change that comes after. So neither a worker that leaves nor one that empties its cache stops anybody.
 
-use smallvec::SmallVec;
+mod look;
+mod sweep;
 
 use super::blocks::{Blocks, Found, Place};
-use super::matches::Matches;
 use super::sets::{Holder, SetId, Sets};
 use super::{Memory, Target};
 use crate::BlockHash;
+use sweep::Sweep;
 
 /// Places that are cleaned up with every change, besides as many as it has blocks.
 const SWEEP: usize = 256;
-
-/// Holders of a prefix: more than these go to the heap.
-type Alive = SmallVec<[Holder; 64]>;
 
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -40,15 +38,6 @@ struct Held {
     /// Whom it is held for.
     owner: Target,
     blocks: u64,
-}
-
-/// One pass over all places.
-#[derive(Debug)]
-struct Sweep {
-    /// Places below are still to be looked at. Downwards, so that what is freed is taken again in ascending order.
-    below: usize,
-    /// Ascending.
-    dying: Vec<Holder>,
 }
 
 impl Lane {
@@ -124,8 +113,8 @@ impl Lane {
                 // What is not noted is at worst computed again.
                 Found::Full => break,
             };
-            let count = self.blocks.run(place, &hashes[at..]);
-            let set = self.blocks.set(place);
+            let count = self.blocks.places().run(place, &hashes[at..]);
+            let set = self.blocks.places().set(place);
             let to = change.of(set, || {
                 if self.sets.contains(set, holder) {
                     set
@@ -154,24 +143,25 @@ impl Lane {
         let (mut at, mut gone) = (0, 0);
         let mut guess: Option<Place> = None;
         let mut change = Change::default();
+        self.blocks.fetch(hashes);
         while at < hashes.len() {
             let Some(place) = self.blocks.find(hashes[at], guess) else {
                 at += 1;
                 continue;
             };
-            let up = self.blocks.run(place, &hashes[at..]);
+            let up = self.blocks.places().run(place, &hashes[at..]);
             // Engines give up the end of a prefix first.
             let count = if up > 1 {
                 up
             } else {
-                self.blocks.run_down(place, &hashes[at..])
+                self.blocks.places().run_down(place, &hashes[at..])
             };
             let first = if up > 1 {
                 place
             } else {
                 place + 1 - count as u32
             };
-            let set = self.blocks.set(place);
+            let set = self.blocks.places().set(place);
             let to = change.of(set, || {
                 if self.sets.contains(set, holder) {
                     self.sets.without(set, holder)
@@ -194,119 +184,6 @@ impl Lane {
             held.blocks -= gone;
         }
         self.sweep(SWEEP + hashes.len());
-    }
-
-    /// Notes into `out` how many of `hashes` each target holds, from the first on without a gap.
-    pub(super) fn matches(&self, hashes: &[BlockHash], out: &mut Matches) {
-        let mut alive = Alive::new();
-        let mut last = SetId::NOBODY;
-        let mut guess: Option<Place> = None;
-        let mut at = 0;
-        while at < hashes.len() {
-            let Some(place) = self.blocks.find(hashes[at], guess) else {
-                break;
-            };
-            let set = self.blocks.set(place);
-            if set != last {
-                self.sets.members(set, |members| {
-                    if at == 0 {
-                        alive.extend_from_slice(members);
-                    } else {
-                        self.outlive(&mut alive, members, at, out);
-                    }
-                });
-                if alive.is_empty() {
-                    return;
-                }
-                last = set;
-            }
-            let count = self.blocks.run(place, &hashes[at..]);
-            at += count;
-            guess = Some(place + count as u32);
-        }
-        self.note(&alive, at, out);
-    }
-
-    /// Returns how many of `hashes` one target holds, from the first on without a gap.
-    pub(super) fn own(&self, seat: usize, hashes: &[BlockHash]) -> u32 {
-        let Some(held) = self.held(seat) else {
-            return 0;
-        };
-        let mut guess: Option<Place> = None;
-        let mut at = 0;
-        while let Some(hash) = hashes.get(at)
-            && let Some(place) = self.blocks.find(*hash, guess)
-            && self.sets.contains(self.blocks.set(place), held.by)
-        {
-            let count = self.blocks.run(place, &hashes[at..]);
-            at += count;
-            guess = Some(place + count as u32);
-        }
-        at as u32
-    }
-
-    /// Lengthens the matches of targets that hold what comes after them.
-    pub(super) fn extend(&self, hashes: &[BlockHash], out: &mut Matches) {
-        let mut guess: Option<Place> = None;
-        for (at, hash) in hashes.iter().enumerate() {
-            let Some(place) = self.blocks.find(*hash, guess) else {
-                guess = None;
-                continue;
-            };
-            guess = Some(place + 1);
-            self.sets.members(self.blocks.set(place), |members| {
-                for &holder in members {
-                    if let Some(target) = self.holders[holder as usize]
-                        && out.blocks(target) as usize == at
-                    {
-                        out.note(target, at as u32 + 1);
-                    }
-                }
-            });
-        }
-    }
-
-    /// Cleans up at most `places` places. Returns whether anything is left to clean up.
-    pub(super) fn sweep(&mut self, places: usize) -> bool {
-        let mut sweep = match self.sweep.take() {
-            Some(sweep) => sweep,
-            None if self.dead.is_empty() => return false,
-            None => {
-                let mut dying = std::mem::take(&mut self.dead);
-                dying.sort_unstable();
-                Sweep {
-                    below: self.blocks.places(),
-                    dying,
-                }
-            }
-        };
-        // Without the last block the places are gone, too.
-        sweep.below = sweep.below.min(self.blocks.places());
-        let end = sweep.below.saturating_sub(places);
-        let mut change = Change::default();
-        while sweep.below > end {
-            let place = (sweep.below - 1) as Place;
-            sweep.below -= 1;
-            let set = self.blocks.set(place);
-            if set == SetId::NOBODY {
-                continue;
-            }
-            let to = match set.single() {
-                Some(holder) if sweep.dying.binary_search(&holder).is_ok() => SetId::NOBODY,
-                Some(_) => set,
-                None => change.of(set, || survivors(&mut self.sets, set, &sweep.dying)),
-            };
-            if to != set {
-                self.put(place, 1, set, to);
-                sweep.below = sweep.below.min(self.blocks.places());
-            }
-        }
-        if sweep.below > 0 {
-            self.sweep = Some(sweep);
-            return true;
-        }
-        self.spare.extend(sweep.dying);
-        !self.dead.is_empty()
     }
 
     pub(super) fn memory(&self) -> Memory {
@@ -349,47 +226,6 @@ impl Lane {
         }
         self.sets.moved(from, to, count);
     }
-
-    /// Keeps of `alive` who is among `members`, and notes the others with the `at` blocks that they have.
-    fn outlive(&self, alive: &mut Alive, members: &[Holder], at: usize, out: &mut Matches) {
-        let mut members = members.iter().peekable();
-        alive.retain(|holder| {
-            while members.next_if(|&member| *member < *holder).is_some() {}
-            let stays = members.peek() == Some(&&*holder);
-            if !stays && let Some(target) = self.holders[*holder as usize] {
-                out.note(target, at as u32);
-            }
-            stays
-        });
-    }
-
-    fn note(&self, alive: &[Holder], at: usize, out: &mut Matches) {
-        for &holder in alive {
-            if let Some(target) = self.holders[holder as usize] {
-                out.note(target, at as u32);
-            }
-        }
-    }
-}
-
-/// Returns the set without those that are dying.
-fn survivors(sets: &mut Sets, set: SetId, dying: &[Holder]) -> SetId {
-    let gone: SmallVec<[Holder; 8]> = sets.members(set, |members| {
-        let gone = members
-            .iter()
-            .filter(|member| dying.binary_search(member).is_ok());
-        gone.copied().collect()
-    });
-    let mut left = set;
-    for holder in gone {
-        let next = sets.without(left, holder);
-        if left != set {
-            // Of use for this step only.
-            sets.moved(left, left, 0);
-        }
-        left = next;
-    }
-    left
 }
 
 /// What a change makes of the set that was met last: blocks side by side mostly have the same.

@@ -5,14 +5,17 @@
 //! spread over a few lanes (`lane`), each under a lock of its own, so that changes of one target wait only for those of
 //! its lane, and never longer than a batch takes; a lookup asks each lane in turn.
 //!
-//! What makes it small and fast: blocks of one prefix lie side by side (`blocks`), each distinct
+//! What makes it small and fast: blocks of one prefix lie side by side (`blocks`, `places`), each distinct
 //! set of holders (`sets`) is kept once, and a target that leaves or empties its cache costs nothing at that moment
-//! (`lane`).
+//! (`lane`). Nothing is ever made anew as a whole: the hash table grows by parts (`table`) and places by chunks.
 
 mod blocks;
 mod lane;
+mod line;
 mod matches;
+mod places;
 mod sets;
+mod table;
 
 use parking_lot::{Mutex, RwLock};
 
