@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use stator_common::settings::{self, FileError, NatsSettingsError, Secret, SecretError};
+use stator_common::settings::{
+    self, EventPlane, FileError, NatsSettingsError, Secret, SecretError,
+};
 
 use super::cli::{self, Cli};
 use super::{ConditionalMode, Config};
+use crate::fleet::PrefillDispatch;
 
 /// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,7 @@ pub fn load(
     );
     settings::overlay(&mut merged, cli::layer(&cli.settings));
     let mut config: Config = merged.try_into().map_err(ConfigError::Value)?;
+    let defaults = Config::default();
     if config.tls_cert_path.is_some() != config.tls_key_path.is_some() {
         return Err(ConfigError::Contradiction(
             "tls_cert_path and tls_key_path go together: give both or neither",
@@ -104,7 +108,27 @@ pub fn load(
     }
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), &environment)?;
     config.etcd.read_password(&environment)?;
-    config.nats.complete(&environment)?;
+    if config.event_plane == EventPlane::Nats {
+        config.nats.complete(&environment)?;
+        let listens = config.router_sync_host != defaults.router_sync_host
+            || config.router_sync_port != defaults.router_sync_port;
+        if listens {
+            return Err(ConfigError::Contradiction(
+                "router_sync_host and router_sync_port are where other processors hear this one by zmq: leave them out \
+                 with event_plane = nats, or say zmq",
+            ));
+        }
+    } else {
+        // What others left in the environment counts once a worker is reached by it.
+        config.nats.complete_if_used(&environment);
+    }
+    if config.prefill_dispatch == PrefillDispatch::Push
+        && config.prefill_queue_limit != defaults.prefill_queue_limit
+    {
+        return Err(ConfigError::Contradiction(
+            "prefill_queue_limit counts with prefill_dispatch = queue only: leave it out, or say queue",
+        ));
+    }
     if config.api_key.iter().any(|key| key.reveal().is_empty()) {
         return Err(ConfigError::Contradiction("an api key is empty"));
     }

@@ -14,6 +14,7 @@ use stator_common::card::{self, Card, Role};
 use stator_common::discovery::{Event, Watch};
 use stator_common::nats::Nats;
 use stator_common::plane::{Client, ClientConfig};
+use stator_common::tickets::LineName;
 use stator_common::{BlobHash, WorkerId, tls};
 use stator_text::{reasoning, tools};
 use tokio::task::{AbortHandle, JoinSet};
@@ -197,13 +198,16 @@ impl Registry {
             Entry::Vacant(entry) => {
                 let metrics = self.metrics.model(entry.key());
                 let knowledge = self.following.knowledge(&card, &metrics);
-                let fleet = Arc::new(Fleet::new(
+                let mut fleet = Fleet::new(
                     self.config.routing(),
                     self.config.rules(),
                     knowledge,
                     rand::random(),
                     metrics.clone(),
-                ));
+                );
+                let line = LineName::new(&card.endpoint.namespace, entry.key());
+                fleet.share(&self.nats, line);
+                let fleet = Arc::new(fleet);
                 let worker = join(
                     &fleet,
                     Arc::clone(&card),

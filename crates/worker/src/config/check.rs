@@ -5,7 +5,7 @@ use stator_engine::flags::Given;
 
 use super::{Config, ConfigError};
 use crate::{
-    cli::{EngineKind, RequestPlane},
+    cli::{EngineKind, EventPlane, RequestPlane},
     launch,
 };
 
@@ -35,6 +35,9 @@ pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
         return Err(ConfigError::ClientsWithoutTls);
     }
     config.kv_events()?;
+    if config.event_plane() == EventPlane::Nats && config.kv_relay_port != 0 {
+        return Err(ConfigError::RelayPortOverNats(config.kv_relay_port));
+    }
     if let Some(address) = &config.kv_relay_address {
         let read = launch::address(address);
         read.map_err(|_| ConfigError::RelayAddress(address.clone()))?;
