@@ -28,7 +28,7 @@ WORDS = random.Random(7)
 NUMBERS = itertools.count()
 
 
-def prompt(words: int = 150) -> str:
+def prompt(words: int = 300) -> str:
     """A prompt that no other begins like."""
     letters = ("".join(WORDS.choices(string.ascii_lowercase, k=6)) for _ in range(words))
     return f"{next(NUMBERS)} {' '.join(letters)}"
@@ -150,7 +150,8 @@ def test_who_waits_behind_a_processor_that_was_killed_is_served(settings, nats):
             assert [answer.result().status_code for answer in own] == [200] * 6
             # What ran for the lost one, some six of its prompts, was given up; its tickets cost a question each.
             assert time.monotonic() - since < 20
-        assert all(answer.exception() for answer in answers)
+        # The first may have been answered before.
+        assert sum(answer.exception() is not None for answer in answers) >= 8
         topology.processors.remove(lost)
         topology.wait_idle()
 
@@ -172,10 +173,11 @@ def test_everybody_is_answered_when_the_server_starts_again(settings, nats):
             wait_waiting(topology.processor, 3)
             nats.process.kill()
             nats.start()
-        statuses = [answer.result().status_code for answer in answers]
-        # Whose last tokens were on their way is told so; nobody else notices.
-        assert set(statuses) <= {200, 502, 503}, statuses
-        assert statuses.count(200) >= 20, statuses
+        told = [answer.result() for answer in answers]
+        # A prompt that a worker computed at that moment is told so; who waited notices nothing.
+        assert {answer.status_code for answer in told} <= {200, 502, 503}, [answer.text for answer in told]
+        computed = [answer.text for answer in told if answer.status_code != 200]
+        assert len(computed) <= 9, computed
         wait_until("the line is open", lambda: all(queue(each)["shared"] for each in topology.processors))
         with asked(topology.processors, 12) as answers:
             pass

@@ -197,12 +197,15 @@ impl Pulls {
 
     /// Waits until a ticket comes that was asked for, the worker's own first; also one that was asked for earlier.
     /// Absent: one must ask again. Cancel safe.
-    pub async fn next(&mut self) -> Option<Taken> {
+    ///
+    /// # Errors
+    /// The server does not know who asks any more: the line must be opened again.
+    pub async fn next(&mut self) -> Result<Option<Taken>, LineError> {
         tokio::select! {
             biased;
             taken = self.own.next() => taken,
             taken = self.anybody.next() => taken,
-            () = self.life.cancelled() => None,
+            () = self.life.cancelled() => Ok(None),
         }
     }
 }
@@ -224,15 +227,17 @@ impl Pull {
         Ok(())
     }
 
-    async fn next(&mut self) -> Option<Taken> {
+    async fn next(&mut self) -> Result<Option<Taken>, LineError> {
         let Some(asked) = &mut self.asked else {
             return std::future::pending().await;
         };
         let message = asked.next().await;
         self.asked = None;
-        let message = message?.ok()?;
-        let ticket = decode(&message.payload);
-        Some(Taken { message, ticket })
+        let message = message.transpose().map_err(library)?;
+        Ok(message.map(|message| Taken {
+            ticket: decode(&message.payload),
+            message,
+        }))
     }
 }
 

@@ -230,6 +230,34 @@ mod tests {
     }
 
     #[test]
+    fn flags_without_effect_are_refused_with_the_remedy() {
+        for (line, remedy) in [
+            ("--prefill-queue-limit 5", "prefill_dispatch = queue"),
+            ("--event-plane nats --router-sync-port 5600", "or say zmq"),
+            (
+                "--event-plane nats --router-sync-host 10.0.0.1",
+                "or say zmq",
+            ),
+        ] {
+            let line: Vec<&str> = line.split(' ').collect();
+            let refused = load(&cli(&line), no_environment).unwrap_err().to_string();
+            assert!(refused.contains(remedy), "{refused}");
+        }
+        let queued = ["--prefill-dispatch", "queue", "--prefill-queue-limit", "5"];
+        assert!(load(&cli(&queued), no_environment).is_ok());
+    }
+
+    #[test]
+    fn what_is_left_of_nats_in_the_environment_counts_only_where_it_is_used() {
+        let environment = |name: &str| (name == "NATS_AUTH_USERNAME").then(|| "u".to_owned());
+        let unused = load(&cli(&[]), environment).unwrap();
+        let fault = unused.nats.fault.unwrap();
+        assert!(fault.contains("--nats-password-file"), "{fault}");
+        let refused = load(&cli(&["--event-plane", "nats"]), environment).unwrap_err();
+        assert!(matches!(refused, ConfigError::Nats(_)), "{refused}");
+    }
+
+    #[test]
     fn an_unknown_key_in_the_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("processor.toml");

@@ -195,7 +195,8 @@ impl Queue {
         let first = enters.then(|| self.prefers(&ask)).flatten();
         // Nobody asks for it, and the line is not closed, before it is here.
         let mut backlog = self.backlog.lock();
-        if enters {
+        // Who would be one too many has room now, or none.
+        if enters && backlog.len() < self.most {
             let number = self.tickets.lock().enter(place, first);
             waiter.number.store(number, Ordering::Relaxed);
         }

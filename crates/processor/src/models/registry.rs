@@ -271,6 +271,8 @@ impl Registry {
         info!(%worker, model = id, "worker left");
         group.workers.retain(|known| known.id() != worker);
         group.fleet.remove(worker);
+        // Who waits there is told, also if it was the last worker of the model.
+        group.fleet.look();
         self.following.remove(worker);
         if !group.workers.is_empty() {
             return;

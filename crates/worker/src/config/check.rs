@@ -222,6 +222,20 @@ mod tests {
             let over = loaded(&format!("{relay} {flag} nats"), &[]).unwrap();
             assert_eq!(over.event_plane(), EventPlane::Nats);
         }
+        let nowhere = format!("{relay} --event-plane nats --kv-relay-port 5600");
+        let refused = loaded(&nowhere, &[]).unwrap_err().to_string();
+        assert!(refused.contains("--event-plane zmq"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_left_of_nats_in_the_environment_counts_only_where_it_is_used() {
+        let left = [("NATS_AUTH_USERNAME", "u"), ("NATS_SERVER", "http://h")];
+        let line = "stator-agg /m --engine sim";
+        assert!(loaded(line, &left).is_ok());
+        for plane in ["--request-plane nats", "--event-plane nats"] {
+            let refused = loaded(&format!("{line} {plane}"), &left).unwrap_err();
+            assert!(refused.to_string().contains("--nats-server"), "{refused}");
+        }
     }
 
     #[test]

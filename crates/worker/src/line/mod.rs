@@ -109,11 +109,15 @@ impl<'a> InLine<'a> {
                         Err(error) => complaint.say(&error),
                     }
                 }
-                taken = next(&mut open) => {
-                    if let Some(taken) = taken {
-                        self.see_to(taken, &guest, &mut silent).await;
+                taken = next(&mut open) => match taken {
+                    Ok(Some(taken)) => self.see_to(taken, &guest, &mut silent).await,
+                    Ok(None) => {}
+                    // Opened again when it is invited.
+                    Err(error) => {
+                        complaint.say(&error);
+                        open = None;
                     }
-                }
+                },
                 () = self.serving.count.left() => {}
                 () = time::sleep(LOOK_AGAIN) => {}
             }
@@ -223,7 +227,7 @@ impl Complaint {
 }
 
 /// Waits for the next ticket. Cancel safe.
-async fn next(open: &mut Option<Open>) -> Option<Taken> {
+async fn next(open: &mut Option<Open>) -> Result<Option<Taken>, LineError> {
     match open {
         Some(open) => open.pulls.next().await,
         None => std::future::pending().await,
