@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from support.cluster import Processor, Settings, Topology, connector
-from support.process import Process, free_port, wait_until
+from support.process import Process, free_port, frozen, wait_until
 
 # What a prefill worker computes of a prompt in a second, and how much at once: so a prompt of 900 tokens has most of its
 # room, and takes 0.2 s or, at a slow worker, 1 s.
@@ -153,6 +153,18 @@ def test_who_waits_behind_a_processor_that_was_killed_is_served(settings, nats):
         # The first may have been answered before.
         assert sum(answer.exception() is not None for answer in answers) >= 8
         topology.processors.remove(lost)
+        topology.wait_idle()
+
+
+def test_a_processor_that_hangs_holds_nobody_up_and_goes_on(settings, nats):
+    with served(settings, nats) as topology:
+        mine, slow = topology.processors
+        with asked([slow], 18) as answers:
+            wait_waiting(slow, 6)
+            with frozen(slow.process.pid), asked([mine], 6) as own:
+                pass
+            assert [answer.result().status_code for answer in own] == [200] * 6
+        assert [answer.result().status_code for answer in answers] == [200] * 18
         topology.wait_idle()
 
 

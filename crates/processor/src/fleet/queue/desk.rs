@@ -26,6 +26,9 @@ use crate::pool::Availability;
 /// How long a worker may leave invitations unanswered.
 const UNANSWERED: Duration = INVITE_EVERY.saturating_mul(4);
 
+/// How often it is looked whether the line is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// What becomes of the line, for one queue.
 pub(in crate::fleet) struct Clerk {
     queue: Arc<Queue>,
@@ -80,13 +83,14 @@ impl Clerk {
 
     /// Serves the line until something is wrong with it.
     async fn serve(&mut self) -> Result<Infallible, LineError> {
-        let line = Line::open(&self.nats, &self.name).await?;
+        let line = Arc::new(Line::open(&self.nats, &self.name).await?);
         let mut desk = Desk::open(&self.nats).await?;
         let life = line.life().clone();
         let (clerk, mut puts) = mpsc::unbounded_channel();
         let mut invite = time::interval(INVITE_EVERY);
         invite.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut was_empty = false;
+        let mut looks = look(Arc::clone(&line));
+        let mut last = self.queue.last_ticket();
         self.workers.clear();
         loop {
             tokio::select! {
@@ -101,14 +105,14 @@ impl Clerk {
                     Heard::Offers(offer, reply) => desk.answer(reply, &self.queue.answer(&offer)).await,
                 },
                 Some(put) = puts.recv() => self.put(&line, &desk, put).await?,
-                _ = invite.tick() => {
-                    let waiting = self.queue.in_line();
-                    let is_empty = line.tickets().await? == 0 && waiting > 0;
-                    // Twice, since those that wait may have been taken or put in meanwhile.
-                    if is_empty && was_empty {
+                Some(tickets) = looks.recv() => {
+                    // What was put in a while ago is there until it is taken, and then nobody waits by it.
+                    if tickets? == 0 && self.queue.waits_since(last) {
                         return Err(lost(&self.name));
                     }
-                    was_empty = is_empty;
+                    last = self.queue.last_ticket();
+                }
+                _ = invite.tick() => {
                     let invitation = Invitation { line: self.name.clone() };
                     for (_, place) in self.places() {
                         desk.invite(&place, &invitation).await?;
@@ -220,6 +224,20 @@ impl Clerk {
         places.dedup();
         places
     }
+}
+
+/// Looks every now and then how many tickets are in a line, while anybody wants to know.
+fn look(line: Arc<Line>) -> mpsc::Receiver<Result<u64, LineError>> {
+    let (seen, looks) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            time::sleep(LOOK_EVERY).await;
+            if seen.send(line.tickets().await).await.is_err() {
+                return;
+            }
+        }
+    });
+    looks
 }
 
 fn lost(name: &LineName) -> LineError {

@@ -129,9 +129,20 @@ impl Queue {
         }
     }
 
-    /// Returns how many prompts are in line.
-    pub(super) fn in_line(&self) -> usize {
-        self.tickets.lock().places.len()
+    /// Returns the number of the latest ticket.
+    pub(super) fn last_ticket(&self) -> u64 {
+        self.tickets.lock().last
+    }
+
+    /// Says whether somebody waits by a ticket of then or before.
+    ///
+    /// - `then`: the latest ticket at that time.
+    pub(super) fn waits_since(&self, then: u64) -> bool {
+        self.tickets
+            .lock()
+            .places
+            .keys()
+            .any(|number| *number <= then)
     }
 
     /// Lets a prompt be served from here, if it is in line by this ticket.
