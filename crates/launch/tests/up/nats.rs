@@ -61,7 +61,7 @@ async fn prompts_wait_in_a_line_that_the_server_holds() {
         return;
     };
     let shape = format!(
-        "--prefill 2 --decode 1 --prefill-dispatch queue --request-plane nats --nats-server {}",
+        "--prefill-workers 2 --decode-workers 1 --prefill-dispatch queue --request-plane nats --nats-server {}",
         server.url()
     );
     let launcher = Launcher::ready(&shape, "").await;
