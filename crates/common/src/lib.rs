@@ -6,7 +6,7 @@
 //! which workers there are, [`plane`] how requests reach them, [`events`] how news spreads, [`nats`] how a NATS server is
 //! reached that may carry both, [`process`] whether a process is still the same, [`drain`] when to stop,
 //! [`scratch`] where temporary files go, [`settings`] what every role lets a person set, [`telemetry`] what is
-//! going on, [`tls`] how certificates are used. It knows neither vLLM nor the OpenAI API.
+//! going on, [`tickets`] whose prompt is next where processors share a line, [`tls`] how certificates are used. It knows neither vLLM nor the OpenAI API.
 
 pub mod card;
 mod causes;
@@ -22,6 +22,7 @@ pub mod proto;
 pub mod scratch;
 pub mod settings;
 pub mod telemetry;
+pub mod tickets;
 pub mod tls;
 
 pub use card::Card;

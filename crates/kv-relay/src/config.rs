@@ -86,7 +86,8 @@ struct Settings {
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
 
-    /// Port to publish on; questions come on the next one. 0 takes two free ones [default: 5590].
+    /// Port to publish on; questions come on the next one. 0 takes two free ones. With --event-plane nats nothing
+    /// listens there, but the number tells this relay from others of the machine [default: 5590].
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
 
@@ -122,7 +123,8 @@ pub struct Config {
     pub nats: NatsSettings,
     /// Address to publish on. Default 127.0.0.1: this machine only.
     pub host: IpAddr,
-    /// Port to publish on; questions come on the next one. 0 takes two free ones. Default 5590.
+    /// Port to publish on; questions come on the next one. 0 takes two free ones. With `nats`, what tells the relay from
+    /// others of the machine. Default 5590.
     pub port: u16,
     /// Address of the system routes. Default 127.0.0.1.
     pub system_host: IpAddr,
@@ -166,15 +168,18 @@ impl Config {
             },
             EventPlane::Nats => Place::Nats {
                 nats: Nats::new(self.nats.clone(), "stator-kv-relay"),
-                name: node_name(),
+                name: node_name(self.port),
             },
         }
     }
 }
 
-/// Returns under which name the relay of this machine publishes at a NATS server.
-pub fn node_name() -> String {
-    format!("node-{}", process::machine())
+/// Returns under which name a relay of this machine publishes at a NATS server: the same after a restart, since the cards of
+/// workers say it, and another one for each relay.
+///
+/// - `port`: which of them is meant, as where they listen at ports.
+pub fn node_name(port: u16) -> String {
+    format!("node-{}-{port}", process::machine())
 }
 
 /// Why the configuration could not be loaded.
@@ -192,6 +197,11 @@ pub enum ConfigError {
     Secret(#[from] SecretError),
     #[error(transparent)]
     Nats(#[from] NatsSettingsError),
+    #[error(
+        "--port 0: with --event-plane nats the number is the relay's name, which workers must know: leave it out, or say \
+         one, and the same in the workers' --kv-relay-address"
+    )]
+    NoName,
 }
 
 /// Loads the configuration.
@@ -219,7 +229,13 @@ pub fn load(cli: &Cli, variable: impl Fn(&str) -> Option<String>) -> Result<Conf
     let config: Result<Config, _> = merged.try_into();
     let mut config = config.map_err(|error| ConfigError::Value(Box::new(error)))?;
     config.etcd.read_password(&variable)?;
-    config.nats.complete(&variable)?;
+    // What others left in the environment counts only where it is used.
+    if config.event_plane == EventPlane::Nats {
+        config.nats.complete(&variable)?;
+        if config.port == 0 {
+            return Err(ConfigError::NoName);
+        }
+    }
     Ok(config)
 }
 
@@ -249,6 +265,30 @@ mod tests {
         let text = to_toml(&config).unwrap();
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
         assert!(toml::from_str::<Config>("prot = 1").is_err());
+    }
+
+    #[test]
+    fn what_is_left_of_nats_in_the_environment_counts_only_where_it_is_used() {
+        let environment = |name: &str| (name == "NATS_AUTH_USERNAME").then(|| "u".to_owned());
+        let load = |line: &str| load(&Cli::parse_from(line.split(' ')), environment);
+        assert!(load("stator-kv-relay").is_ok());
+        let refused = load("stator-kv-relay --event-plane nats").unwrap_err();
+        assert!(
+            refused.to_string().contains("--nats-password-file"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn relays_of_a_machine_have_names_of_their_own_at_a_nats_server() {
+        assert_ne!(node_name(5590), node_name(5592));
+        assert_eq!(node_name(5590), node_name(5590));
+        let line = ["stator-kv-relay", "--event-plane", "nats", "--port", "0"];
+        let refused = load(&Cli::parse_from(line), |_| None).unwrap_err();
+        assert!(
+            refused.to_string().contains("--kv-relay-address"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct NatsServer {
     settings: String,
     scheme: &'static str,
     folder: TempDir,
+    /// Of JetStream, if it has that.
+    _store: Option<TempDir>,
     running: Option<Group>,
 }
 
@@ -44,9 +46,20 @@ impl NatsServer {
                 "nats"
             },
             folder: tempfile::tempdir().expect("a folder"),
+            _store: None,
             running: None,
         };
         server.restart().await;
+        Some(server)
+    }
+
+    /// Starts a server with JetStream, which keeps nothing over a restart.
+    pub async fn start_with_jetstream() -> Option<Self> {
+        // In this folder, also if others run beside it.
+        let store = tempfile::tempdir().expect("a folder");
+        let settings = format!("jetstream {{ store_dir: {:?} }}", store.path());
+        let mut server = Self::start_with(&settings).await?;
+        server._store = Some(store);
         Some(server)
     }
 

@@ -21,6 +21,7 @@ use crate::{
     adapters::Adapter,
     convert,
     files::Files,
+    line::Promises,
     metrics::WorkerMetrics,
     rank::{Active, Rank},
     requests::{Count, Counted, Running, Tables},
@@ -47,6 +48,8 @@ pub(crate) struct Serving {
     pub(crate) files: Mutex<Arc<Files>>,
     pub(crate) connections: Mutex<Vec<Arc<Connection>>>,
     pub(crate) changed: watch::Receiver<u64>,
+    /// Prompts that are on their way.
+    pub(crate) promises: Promises,
 }
 
 impl Handler for Serving {
@@ -128,6 +131,11 @@ impl Serving {
         if self.health.draining.load(Ordering::Acquire) {
             return Err(convert::error(Code::Draining, "the worker is draining", ""));
         }
+        // A frame is shorter than 4 GiB.
+        let prompt_tokens = (request.prompt_tokens.len() / 4) as u32;
+        let work = self
+            .promises
+            .came(&request.request_id, prompt_tokens.into());
         let leg = self.plan.request(&mut request)?;
         if !request.transfer_id.is_empty() {
             // Connectors that push find the two sides of a hand-off by it.
@@ -139,8 +147,6 @@ impl Serving {
         }
         let deadline = request.deadline_ms.map(Duration::from_millis);
         let lease = request.kv_lease_ms.map(Duration::from_millis);
-        // A frame is shorter than 4 GiB.
-        let prompt_tokens = (request.prompt_tokens.len() / 4) as u32;
         let lora = self.lora(&request.lora)?;
         let request = convert::request(request, lora).map_err(|malformed| malformed.to_error())?;
         let prepared = active
@@ -156,7 +162,7 @@ impl Serving {
                 prepared,
                 counted,
                 (connection, stream),
-                (leg, prompt_tokens),
+                (leg, prompt_tokens, work),
                 deadline,
                 move |running| {
                     metrics.failed(Code::DeadlineExceeded, 1);

@@ -165,14 +165,17 @@ impl KvEvents {
                 let at = relay.advertised(advertised);
                 Some(Heard::Here(relay, at))
             }
-            KvRelay::Node if config.event_plane() == EventPlane::Nats => {
-                Some(Heard::ByNode(events::nats::advertised(&node_name())))
-            }
             KvRelay::Node => {
                 let (host, port) = match &config.kv_relay_address {
                     Some(address) => launch::address(address)?,
                     None => (advertised.to_owned(), RELAY_PORT),
                 };
+                if config.event_plane() == EventPlane::Nats {
+                    // It listens nowhere, and is told from others by the port that it was given.
+                    let relay = events::nats::advertised(&node_name(port));
+                    self.relay = Some(Heard::ByNode(relay));
+                    return Ok(());
+                }
                 let at = |port: u16| format!("tcp://{}", network::join(&host, port));
                 Some(Heard::ByNode(card::Relay {
                     endpoint: at(port),

@@ -19,6 +19,7 @@ mod handler;
 mod headless;
 mod kv_events;
 mod launch;
+mod line;
 mod metrics;
 mod network;
 pub mod plan;

@@ -15,7 +15,7 @@ use stator_common::{plane::Connection, proto::worker::Leg};
 use stator_engine::{Prepared, RequestHandle, RequestKey, SubmitError};
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
-use crate::plan::Progress;
+use crate::{line::Work, plan::Progress};
 
 /// How long the answer to a request that was given up is waited for: it left the engine before that heard of it,
 /// so one long step is enough.
@@ -31,6 +31,8 @@ pub(crate) struct Running {
     /// When it came.
     pub(crate) since: Instant,
     pub(crate) progress: Progress,
+    /// What it has to compute.
+    work: Work,
     /// Dropping it aborts the request in the engine, unless it has ended.
     handle: RequestHandle,
     _deadline: Option<Timer>,
@@ -76,6 +78,8 @@ pub(crate) struct Late {
 pub(crate) struct Count {
     running: AtomicUsize,
     none: Notify,
+    /// That one ended; for one who waits for that.
+    left: Notify,
 }
 
 /// Counts one request, from before it is admitted to its end.
@@ -86,6 +90,7 @@ impl Drop for Counted {
         if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.none.notify_waiters();
         }
+        self.0.left.notify_one();
     }
 }
 
@@ -98,6 +103,11 @@ impl Count {
 
     pub(crate) fn get(&self) -> usize {
         self.running.load(Ordering::Acquire)
+    }
+
+    /// Waits until a request has ended since the last time. For one who waits. Cancel safe.
+    pub(crate) async fn left(&self) {
+        self.left.notified().await;
     }
 
     /// Waits until nothing runs. Cancel safe.
@@ -120,6 +130,16 @@ impl Requests {
         self.tables.lock().by_key.len()
     }
 
+    /// Returns how many requests run in this engine, and the tokens that those have to compute which are not answered
+    /// yet.
+    pub(crate) fn work(&self) -> (u64, u64) {
+        let tables = self.tables.lock();
+        let unanswered = tables.by_key.values();
+        let unanswered = unanswered.filter(|running| !running.progress.started);
+        let tokens = unanswered.map(|running| running.work.load(Ordering::Relaxed));
+        (tables.by_key.len() as u64, tokens.sum())
+    }
+
     /// Sends a request to the engine. Under the lock, because its first output may come at once.
     ///
     /// `late` is run once, `deadline` after `since`, if the request still runs then.
@@ -128,7 +148,7 @@ impl Requests {
         prepared: Prepared,
         counted: Counted,
         (connection, stream): (&Arc<Connection>, u32),
-        (leg, prompt_tokens): (Leg, u32),
+        (leg, prompt_tokens, work): (Leg, u32, Work),
         deadline: Option<Duration>,
         late: impl FnOnce(Running) + Send + 'static,
     ) -> Result<(), SubmitError> {
@@ -158,6 +178,7 @@ impl Requests {
                     started: false,
                     prompt_tokens,
                 },
+                work,
                 handle,
                 _deadline: deadline,
                 guard: None,

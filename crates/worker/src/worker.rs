@@ -32,6 +32,7 @@ use crate::{
     handler::Serving,
     kv_events::KvEvents,
     launch::{self, RunDir},
+    line::{InLine, Promises},
     metrics::WorkerMetrics,
     network,
     plane::Plane,
@@ -60,6 +61,7 @@ pub struct Worker {
     adapters: Arc<[Adapter]>,
     transfer: Transfer,
     kv_events: KvEvents,
+    nats: Nats,
     telemetry: Telemetry,
 }
 
@@ -133,6 +135,7 @@ impl Worker {
             adapters: engines.adapters.into(),
             transfer: engines.transfer,
             kv_events,
+            nats,
             telemetry,
         })
     }
@@ -215,10 +218,13 @@ impl Worker {
             discovery: &*self.discovery,
             serving: &serving,
         };
+        let in_line = InLine::new(&serving, &self.nats, &self.id, &self.plane.advertised)
+            .filter(|_| self.role == Role::Prefill);
         let ended = tokio::select! {
             ended = publication.run() => ended,
             ended = first_failure(&mut engines) => Err(ended).context("keep the engine running"),
             () = serving.publish_load() => Ok(()),
+            () = take_in_line(in_line) => Ok(()),
             () = drain.draining() => Ok(()),
         };
         serving.health.draining.store(true, Ordering::Release);
@@ -268,6 +274,7 @@ impl Worker {
             files: Mutex::default(),
             connections: Mutex::default(),
             changed: changes,
+            promises: Promises::default(),
         }
     }
 }
@@ -309,6 +316,15 @@ pub(crate) async fn preflight(config: &Config, role: Role) -> anyhow::Result<Vec
         discovery: &*discovery,
     };
     Ok(preflight::examine(&subject).await)
+}
+
+/// Takes prompts for as long as the worker serves.
+async fn take_in_line(in_line: Option<InLine<'_>>) {
+    match in_line {
+        // Large, and there once.
+        Some(in_line) => Box::pin(in_line.run()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for an engine that cannot be started at all.

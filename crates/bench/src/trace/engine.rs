@@ -20,7 +20,7 @@ pub(crate) const BUDGET: usize = 2048;
 /// Seconds of a step without work, per token of a prompt, and per token of context that is decoded from: a model of some
 /// 30 billion parameters on a large GPU.
 const STEP: f64 = 0.012;
-const PREFILL: f64 = 60e-6;
+pub(crate) const PREFILL: f64 = 60e-6;
 const DECODE: f64 = 40e-9;
 
 /// What a cache did, for those who follow it.

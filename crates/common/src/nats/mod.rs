@@ -6,7 +6,8 @@
 //! [`Life`], and whoever keeps count of messages gives up with it.
 //!
 //! Every subject begins with `stator.`, the inboxes too: an account that may publish and subscribe to
-//! `stator.>` may do all that is needed.
+//! `stator.>` may do all that is needed; a line of prompts ([`tickets`](crate::tickets)) also needs to publish to
+//! `$JS.API.>` and `$JS.ACK.>`.
 
 mod events;
 pub mod subject;
@@ -41,6 +42,9 @@ const BACK_OFF_MOST: Duration = Duration::from_secs(1);
 /// Below this a server is of no use: news of KV caches would not fit into a message.
 const LEAST_PAYLOAD: usize = 32 << 10;
 
+/// What the subjects begin with on which answers are waited for.
+const INBOX: &str = "stator.inbox";
+
 /// Messages that wait for one subscription that does not take them. Beyond, the library drops some. Its default; pipes
 /// stay below by their window.
 pub(crate) const SUBSCRIPTION: usize = 64 << 10;
@@ -60,6 +64,8 @@ pub enum NatsError {
          --nats-tls-client-cert-path and --nats-tls-client-key-path"
     )]
     Tls { servers: String, reason: String },
+    #[error("{0}")]
+    Settings(String),
     #[error("--nats-credentials-file: {0}")]
     Credentials(std::io::Error),
     #[error(
@@ -137,6 +143,9 @@ impl Nats {
 
     async fn connect(&self) -> Result<Connection, NatsError> {
         let settings = &self.0.settings;
+        if let Some(fault) = &settings.fault {
+            return Err(NatsError::Settings(fault.clone()));
+        }
         let addresses = settings.servers();
         let servers: Arc<str> = addresses.join(",").into();
         let lives = Arc::new(Lives::default());
@@ -147,6 +156,7 @@ impl Nats {
             .ping_interval(PING_EVERY)
             .reconnect_delay_callback(back_off)
             .subscription_capacity(SUBSCRIPTION)
+            .custom_inbox_prefix(INBOX)
             // Ours are made here, of valid parts.
             .skip_subject_validation(true)
             .connect(addresses)

@@ -130,6 +130,11 @@ pub struct NatsSettings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_client_key_path: Option<PathBuf>,
+
+    /// Why they cannot be used.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub fault: Option<String>,
 }
 
 /// What of it cannot be used.
@@ -180,6 +185,15 @@ impl NatsSettings {
         self.token = secret::read(self.token_file.as_deref(), TOKEN, &environment)?;
         self.nkey = secret::read(self.nkey_file.as_deref(), NKEY, &environment)?;
         self.check()
+    }
+
+    /// Like [`NatsSettings::complete`], for who may never need a server: what is wrong is said when one is to be
+    /// connected to.
+    pub fn complete_if_used(&mut self, environment: impl Fn(&str) -> Option<String>) {
+        self.fault = self
+            .complete(environment)
+            .err()
+            .map(|error| error.to_string());
     }
 
     /// Returns the flags that say the same on another command line. Secrets are not among them, only their files.
@@ -370,6 +384,23 @@ mod tests {
             missing.contains("--nats-tls-ca-cert-path /nowhere"),
             "{missing}"
         );
+    }
+
+    #[test]
+    fn who_may_not_need_a_server_hears_what_is_wrong_when_one_is_used() {
+        let mut settings = NatsSettings {
+            username: Some("u".to_owned()),
+            ..NatsSettings::default()
+        };
+        settings.complete_if_used(|_| None);
+        assert!(
+            settings
+                .fault
+                .as_ref()
+                .is_some_and(|fault| fault.contains("--nats-password-file"))
+        );
+        settings.complete_if_used(|name| (name == PASSWORD).then(|| "p4ss".to_owned()));
+        assert_eq!(settings.fault, None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod events;
+mod line;
 mod login;
 mod pipes;
 mod raw;

@@ -258,6 +258,12 @@ impl Launcher {
         }
     }
 
+    /// Says whether prompts wait in a line that processors share.
+    pub(crate) async fn is_shared(&self) -> bool {
+        let answered = send(self.api, get("/workers")).await.json();
+        answered["models"][0]["prefill_queue"]["shared"] == true
+    }
+
     /// Waits until the processor has heard of every worker what it caches.
     pub(crate) async fn until_caches_are_known(&self) {
         let known = |target: &Value| target["cache"]["known_from"] == "events";

@@ -54,3 +54,19 @@ async fn a_topology_without_its_nats_server_says_which_flag_names_it() {
     assert_eq!(status.code(), Some(1), "{printed}");
     assert!(printed.contains("--nats-server"), "{printed}");
 }
+
+#[tokio::test]
+async fn prompts_wait_in_a_line_that_the_server_holds() {
+    let Some(server) = NatsServer::start_with_jetstream().await else {
+        return;
+    };
+    let shape = format!(
+        "--prefill-workers 2 --decode-workers 1 --prefill-dispatch queue --request-plane nats --nats-server {}",
+        server.url()
+    );
+    let launcher = Launcher::ready(&shape, "").await;
+    while !launcher.is_shared().await {
+        tokio::time::sleep(PAUSE).await;
+    }
+    assert_eq!(launcher.ask(&chat(5)).await.status, 200);
+}

@@ -298,7 +298,8 @@ pub struct Settings {
 
     /// When a prompt is given to a prefill worker: push (at once, to the one where it costs least, and it waits there)
     /// or queue (when one has room; until then it waits here, and goes where it is ready first as things are then, whatever
-    /// the router's mode and its session say) [default: push].
+    /// the router's mode and its session say). Where prefill workers are reached over NATS, a queue is one line that all
+    /// processors share; the server needs JetStream (nats-server -js) for it [default: push].
     #[arg(long, value_name = "WHEN", help_heading = "Disaggregation")]
     prefill_dispatch: Option<PrefillDispatch>,
 

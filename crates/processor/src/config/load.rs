@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use stator_common::settings::{self, FileError, NatsSettingsError, Secret, SecretError};
+use stator_common::settings::{
+    self, EventPlane, FileError, NatsSettingsError, Secret, SecretError,
+};
 
 use super::cli::{self, Cli};
 use super::{ConditionalMode, Config};
+use crate::fleet::PrefillDispatch;
 
 /// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,7 @@ pub fn load(
     );
     settings::overlay(&mut merged, cli::layer(&cli.settings));
     let mut config: Config = merged.try_into().map_err(ConfigError::Value)?;
+    let defaults = Config::default();
     if config.tls_cert_path.is_some() != config.tls_key_path.is_some() {
         return Err(ConfigError::Contradiction(
             "tls_cert_path and tls_key_path go together: give both or neither",
@@ -104,7 +108,27 @@ pub fn load(
     }
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), &environment)?;
     config.etcd.read_password(&environment)?;
-    config.nats.complete(&environment)?;
+    if config.event_plane == EventPlane::Nats {
+        config.nats.complete(&environment)?;
+        let listens = config.router_sync_host != defaults.router_sync_host
+            || config.router_sync_port != defaults.router_sync_port;
+        if listens {
+            return Err(ConfigError::Contradiction(
+                "router_sync_host and router_sync_port are where other processors hear this one by zmq: leave them out \
+                 with event_plane = nats, or say zmq",
+            ));
+        }
+    } else {
+        // What others left in the environment counts once a worker is reached by it.
+        config.nats.complete_if_used(&environment);
+    }
+    if config.prefill_dispatch == PrefillDispatch::Push
+        && config.prefill_queue_limit != defaults.prefill_queue_limit
+    {
+        return Err(ConfigError::Contradiction(
+            "prefill_queue_limit counts with prefill_dispatch = queue only: leave it out, or say queue",
+        ));
+    }
     if config.api_key.iter().any(|key| key.reveal().is_empty()) {
         return Err(ConfigError::Contradiction("an api key is empty"));
     }
@@ -203,6 +227,34 @@ mod tests {
         assert_eq!(config.http_host, "b");
         assert_eq!(config.http_port, 3);
         assert_eq!(config.idle_timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn flags_without_effect_are_refused_with_the_remedy() {
+        for (line, remedy) in [
+            ("--prefill-queue-limit 5", "prefill_dispatch = queue"),
+            ("--event-plane nats --router-sync-port 5600", "or say zmq"),
+            (
+                "--event-plane nats --router-sync-host 10.0.0.1",
+                "or say zmq",
+            ),
+        ] {
+            let line: Vec<&str> = line.split(' ').collect();
+            let refused = load(&cli(&line), no_environment).unwrap_err().to_string();
+            assert!(refused.contains(remedy), "{refused}");
+        }
+        let queued = ["--prefill-dispatch", "queue", "--prefill-queue-limit", "5"];
+        assert!(load(&cli(&queued), no_environment).is_ok());
+    }
+
+    #[test]
+    fn what_is_left_of_nats_in_the_environment_counts_only_where_it_is_used() {
+        let environment = |name: &str| (name == "NATS_AUTH_USERNAME").then(|| "u".to_owned());
+        let unused = load(&cli(&[]), environment).unwrap();
+        let fault = unused.nats.fault.unwrap();
+        assert!(fault.contains("--nats-password-file"), "{fault}");
+        let refused = load(&cli(&["--event-plane", "nats"]), environment).unwrap_err();
+        assert!(matches!(refused, ConfigError::Nats(_)), "{refused}");
     }
 
     #[test]

@@ -134,7 +134,8 @@ pub struct Config {
     /// and conversations fare a little better (docs/benchmarks/dispatch.md).
     pub prefill_dispatch: PrefillDispatch,
     /// Prompts that may wait at the processor for prefill workers, per model; more are refused with 429. 0 refuses as soon
-    /// as no worker has room. Default 8192: some minutes' work for eight workers.
+    /// as no worker has room. Default 8192: some minutes' work for eight workers. In a line that processors share (over NATS)
+    /// each counts its own, until a worker has taken them.
     pub prefill_queue_limit: usize,
     /// Name of the field that carries a reasoning model's thoughts. Default `reasoning_content`.
     pub reasoning_field_name: ReasoningField,

@@ -19,11 +19,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stator_common::card::{HandOffProtocol, Role};
+use stator_common::nats::Nats;
 use stator_common::plane::Unclaimed;
 use stator_common::proto::worker::GenerateRequest;
+use stator_common::tickets::LineName;
 use stator_common::{Code, WorkerId};
 use stator_router::{BlockHash, Conditional, Measured};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::knowledge::Knowledge;
 use crate::metrics::ModelMetrics;
@@ -31,6 +34,7 @@ use crate::pool::{Ask, Attempt, DispatchError, Pool, Route, Routing, Stage, Targ
 use held::Releaser;
 pub(crate) use queue::LOOK_AGAIN;
 use queue::Queue;
+use queue::desk::Clerk;
 pub(crate) use siblings::Siblings;
 
 /// What one choice asks for.
@@ -86,7 +90,9 @@ pub struct Fleet {
     rules: Rules,
     /// Where prompts wait for prefill workers, if not there.
     queue: Option<Arc<Queue>>,
-    measured: Mutex<Measured>,
+    measured: Arc<Mutex<Measured>>,
+    /// Sees to the line that processors share, if prompts wait.
+    clerk: Option<DropGuard>,
     /// What is known of the workers' caches, where routing looks at that.
     knowledge: Option<Arc<Knowledge>>,
     metrics: ModelMetrics,
@@ -111,10 +117,12 @@ impl Fleet {
         let prefill = Arc::new(pool(Stage::Prefill));
         let decode = Arc::new(pool(Stage::Decode));
         let waited = &metrics.handoff.waited;
+        let measured = Arc::default();
         let queue = match rules.dispatch {
             PrefillDispatch::Push => None,
             PrefillDispatch::Queue => {
-                let queue = Queue::new(&prefill, &decode, &rules, waited.clone());
+                let measured = Arc::clone(&measured);
+                let queue = Queue::new(&prefill, &decode, &rules, waited.clone(), measured);
                 Some(Arc::new(queue))
             }
         };
@@ -124,10 +132,27 @@ impl Fleet {
             decode,
             rules,
             queue,
-            measured: Mutex::default(),
+            measured,
+            clerk: None,
             knowledge,
             metrics,
         }
+    }
+
+    /// Lets prompts that wait for prefill workers stand in a line that processors share, wherever these workers are reached
+    /// over NATS. Needs a tokio runtime.
+    pub(crate) fn share(&mut self, nats: &Nats, line: LineName) {
+        if let Some(queue) = &self.queue {
+            let stop = CancellationToken::new();
+            let clerk = Clerk::new(Arc::clone(queue), nats.clone(), line);
+            tokio::spawn(stop.clone().run_until_cancelled_owned(clerk.run()));
+            self.clerk = Some(stop.drop_guard());
+        }
+    }
+
+    /// Says whether prompts wait in a line that processors share.
+    pub fn is_shared(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.is_shared())
     }
 
     /// Returns the names of a prompt's blocks, once for all who look at them; none where nobody does.

@@ -1,13 +1,18 @@
 //! Prompts that wait here until a prefill worker has room (`--prefill-dispatch queue`).
 //!
 //! One queue per model, held by this processor: several processors have a queue each, and know of each other what their
-//! workers' loads say. Which of those that wait a free worker takes is [`Backlog`]'s to decide; here is
+//! workers' loads say. Where all prefill workers are reached over NATS, whose turn it is is decided for all processors
+//! together: then those who wait here also stand in a line there ([`line`](self)), and workers ask for them. Which of those that wait a free worker takes is [`Backlog`]'s to decide; here is
 //! who waits, and when that is asked: when a prompt comes, when a leg ends, when workers come, and now and then for
 //! what happens by itself (a worker is connected again, or no longer avoided).
 //!
 //! Nobody has to give anything back: who stops waiting leaves the queue, or gives up what it was just given.
 
+pub(super) mod desk;
+mod line;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::Histogram;
@@ -15,6 +20,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use stator_common::Code;
 use stator_common::proto::worker::GenerateRequest;
+use stator_router::Measured;
 use stator_router::backlog::{Backlog, Fit, Place, Seat};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -22,6 +28,7 @@ use tokio::time::Instant;
 use super::handoff::{Failures, no_pair};
 use super::{Order, Rules};
 use crate::pool::{Ask, Availability, Booked, DispatchError, Pool, Target};
+use line::Tickets;
 
 /// How often it is looked whether workers take prompts again that took none, without anybody saying so.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -39,16 +46,18 @@ pub(super) struct Queue {
     prefill: Arc<Pool>,
     /// Where prompts go on from there.
     decode: Arc<Pool>,
-    backlog: Mutex<Backlog<Ticket>>,
+    backlog: Mutex<Backlog<Waiter>>,
     /// Since when some wait although a worker has room.
     stalled: Mutex<Option<Instant>>,
     /// Prompts that may wait.
     most: usize,
     waited: Histogram,
+    measured: Arc<Mutex<Measured>>,
+    tickets: Mutex<Tickets>,
 }
 
 /// Somebody who waits.
-struct Ticket {
+struct Waiter {
     order: Order,
     /// What a prefill worker is asked for.
     prompt: GenerateRequest,
@@ -56,6 +65,9 @@ struct Ticket {
     granted: oneshot::Sender<Booked>,
     /// Since when nobody who could take it is connected.
     lonely: Mutex<Option<Instant>>,
+    since: Instant,
+    /// Of the ticket by which it is in line; [`line::NONE`]: it is served from here.
+    number: AtomicU64,
 }
 
 /// A place at a worker, whose end lets others have it. To be dropped after what was booked.
@@ -83,6 +95,10 @@ struct Wait<'a> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         let left = self.queue.backlog.lock().remove(self.place);
+        if let Some(left) = &left {
+            let number = left.number.load(Ordering::Relaxed);
+            self.queue.tickets.lock().forget(number);
+        }
         if left.is_none()
             && let Ok(booked) = self.granted.try_recv()
         {
@@ -96,11 +112,13 @@ impl Queue {
     /// Returns a queue in which nobody waits.
     ///
     /// - `waited`: is told how long prompts wait.
+    /// - `measured`: how fast workers are.
     pub(super) fn new(
         prefill: &Arc<Pool>,
         decode: &Arc<Pool>,
         rules: &Rules,
         waited: Histogram,
+        measured: Arc<Mutex<Measured>>,
     ) -> Self {
         Self {
             prefill: Arc::clone(prefill),
@@ -109,6 +127,8 @@ impl Queue {
             stalled: Mutex::default(),
             most: rules.most_waiting,
             waited,
+            measured,
+            tickets: Mutex::default(),
         }
     }
 
@@ -136,16 +156,18 @@ impl Queue {
     ) -> Result<(Turn, Booked), DispatchError> {
         let since = Instant::now();
         let (grant, granted) = oneshot::channel();
-        let ticket = Ticket {
+        let waiter = Waiter {
             order: order.clone(),
             prompt: order.prompt(),
             tried,
             granted: grant,
             lonely: Mutex::default(),
+            since,
+            number: AtomicU64::new(line::NONE),
         };
-        let is_new = ticket.tried.is_empty();
-        let work = self.prefill.least_work(&ticket.ask());
-        self.backlog.lock().insert(place, work, ticket);
+        let is_new = waiter.tried.is_empty();
+        let work = self.prefill.least_work(&waiter.ask());
+        self.insert(place, work, waiter);
         let mut wait = Wait {
             queue: self,
             place,
@@ -164,6 +186,21 @@ impl Queue {
         };
         self.waited.record(since.elapsed());
         Ok((self.turn(), booked))
+    }
+
+    /// Lets somebody wait, in line if that is open and can lead to every worker that may have it.
+    fn insert(&self, place: Place, work: u64, waiter: Waiter) {
+        let ask = waiter.ask();
+        let enters = waiter.tried.is_empty() && ask.pinned.is_none() && self.is_shared();
+        let first = enters.then(|| self.prefers(&ask)).flatten();
+        // Nobody asks for it, and the line is not closed, before it is here.
+        let mut backlog = self.backlog.lock();
+        // Who would be one too many has room now, or none.
+        if enters && backlog.len() < self.most {
+            let number = self.tickets.lock().enter(place, first);
+            waiter.number.store(number, Ordering::Relaxed);
+        }
+        backlog.insert(place, work, waiter);
     }
 
     fn full(&self, waiting: usize) -> DispatchError {
@@ -222,10 +259,11 @@ impl Queue {
             return;
         }
         let now = Instant::now();
-        let lost = backlog.remove_if(|ticket| self.is_lost(ticket, now));
+        let lost = backlog.remove_if(|waiter| self.is_lost(waiter, now));
         drop(backlog);
         // Their ends are told by this.
         drop(lost);
+        self.leave_before_they_lapse(now);
         self.serve();
         if self.is_stalled(now) {
             self.backlog.lock().hurry();
@@ -234,20 +272,24 @@ impl Queue {
     }
 
     /// Says whether nobody will take a prompt: those who could are gone, or have been away for too long.
-    fn is_lost(&self, ticket: &Ticket, now: Instant) -> bool {
-        let mut lonely = ticket.lonely.lock();
-        if self.could_serve(&ticket.order) {
+    fn is_lost(&self, waiter: &Waiter, now: Instant) -> bool {
+        let mut lonely = waiter.lonely.lock();
+        if self.could_serve(&waiter.order) {
             *lonely = None;
             return false;
         }
-        let ask = ticket.order.ask(&ticket.order.request);
-        let is_known = self.prefill.knows(&ticket.ask()) && self.decode.knows(&ask);
+        let ask = waiter.order.ask(&waiter.order.request);
+        let is_known = self.prefill.knows(&waiter.ask()) && self.decode.knows(&ask);
         !is_known || now.duration_since(*lonely.get_or_insert(now)) >= AWAY
     }
 
     /// Says whether some have waited for too long although a worker has room.
     fn is_stalled(&self, now: Instant) -> bool {
-        let waits = !self.backlog.lock().is_empty();
+        let waits = self
+            .backlog
+            .lock()
+            .iter()
+            .any(|waiter| !waiter.is_in_line());
         let mut stalled = self.stalled.lock();
         if !waits
             || !self
@@ -272,7 +314,7 @@ impl Queue {
         while !backlog.is_empty() {
             let targets = self.prefill.targets();
             let seats: SmallVec<[Seat; 16]> = targets.iter().map(|target| seat(target)).collect();
-            let next = backlog.next(&seats, |ticket, out| self.fits(ticket, &targets, out));
+            let next = backlog.next(&seats, |waiter, out| self.fits(waiter, &targets, out));
             let Some(next) = next else {
                 return;
             };
@@ -281,33 +323,36 @@ impl Queue {
                 .iter()
                 .map(|nth| targets[*nth].clone())
                 .collect();
-            let booked = backlog.get(next.place).and_then(|ticket| {
+            let booked = backlog.get(next.place).and_then(|waiter| {
                 self.prefill.choose(&Ask {
                     among: Some(&among),
-                    ..ticket.ask()
+                    ..waiter.ask()
                 })
             });
             let Some(booked) = booked else {
                 return;
             };
-            if let Some(ticket) = backlog.take(next.place) {
+            if let Some(waiter) = backlog.take(next.place) {
                 // Who stopped waiting at this moment: what was booked goes at once.
-                drop(ticket.granted.send(booked));
+                drop(waiter.granted.send(booked));
             }
         }
     }
 
     /// Writes what each target has of a prompt, where it may have it now.
-    fn fits(&self, ticket: &Ticket, targets: &[Arc<Target>], out: &mut [Option<Fit>]) {
-        let ask = ticket.ask();
+    fn fits(&self, waiter: &Waiter, targets: &[Arc<Target>], out: &mut [Option<Fit>]) {
+        if waiter.is_in_line() {
+            return;
+        }
+        let ask = waiter.ask();
         let suits = |target: &Arc<Target>| {
-            target.availability() != Availability::Absent && self.suits(&ticket.order, &ask, target)
+            target.availability() != Availability::Absent && self.suits(&waiter.order, &ask, target)
         };
         let suits: SmallVec<[bool; 16]> = targets.iter().map(suits).collect();
         // Those that failed a moment ago are for those whom nobody else takes, and so are those that had this prompt.
         let is_first_choice = |target: &Target| {
             target.availability() == Availability::Open
-                && !ticket.tried.iter().any(|failed| failed.covers(target))
+                && !waiter.tried.iter().any(|failed| failed.covers(target))
         };
         let mut both = targets.iter().zip(&suits);
         let only_first = both.any(|(target, suits)| *suits && is_first_choice(target));
@@ -337,7 +382,7 @@ fn seat(target: &Target) -> Seat {
     }
 }
 
-impl Ticket {
+impl Waiter {
     fn ask(&self) -> Ask<'_> {
         self.order.ask_prefill(&self.prompt)
     }

@@ -14,6 +14,7 @@ use stator_common::card::{Card, Role};
 use stator_common::discovery::{Event, Watch};
 use stator_common::nats::Nats;
 use stator_common::plane::{Client, ClientConfig};
+use stator_common::tickets::LineName;
 use stator_common::{BlobHash, WorkerId, tls};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -177,13 +178,16 @@ impl Registry {
             Entry::Vacant(entry) => {
                 let metrics = self.metrics.model(entry.key());
                 let knowledge = self.following.knowledge(&card, &metrics);
-                let fleet = Arc::new(Fleet::new(
+                let mut fleet = Fleet::new(
                     self.config.routing(),
                     self.config.rules(),
                     knowledge,
                     rand::random(),
                     metrics.clone(),
-                ));
+                );
+                let line = LineName::new(&card.endpoint.namespace, entry.key());
+                fleet.share(&self.nats, line);
+                let fleet = Arc::new(fleet);
                 let worker = join(
                     &fleet,
                     Arc::clone(&card),
@@ -228,6 +232,8 @@ impl Registry {
         info!(%worker, model = id, "worker left");
         let left = group.workers.remove(index);
         group.fleet.remove(worker);
+        // Who waits there is told, also if it was the last worker of the model.
+        group.fleet.look();
         self.following.remove(worker);
         if !group.workers.is_empty() && left.card().adapters.is_empty() {
             return;

@@ -41,6 +41,7 @@ fn entry(model: &Model) -> Value {
         "prefill_queue": model.fleet.waiting().map(|(requests, tokens)| json!({
             "requests": requests,
             "tokens": tokens,
+            "shared": model.fleet.is_shared(),
         })),
         "targets": targets.iter().map(|target| describe(target)).collect::<Vec<_>>(),
     })

@@ -8,12 +8,15 @@
 //! cached there. But none is overtaken more than [`PASSES`] times per target: then whoever has room takes it. Who waits, what they are
 //! told, and when targets are asked, is the caller's.
 
+mod pull;
+
 use std::collections::VecDeque;
 
 use smallvec::{SmallVec, smallvec};
 
 use crate::cost::Room;
 use crate::load::Load;
+pub use pull::{Claim, Pulled};
 
 /// Prompts that are looked at, besides [`WINDOW_PER_TARGET`] for each target. More find a little more in caches and take
 /// longer to decide.
@@ -222,6 +225,11 @@ impl<T> Backlog<T> {
         let places: Vec<_> = places.map(|one| one.place).collect();
         let gone = places.into_iter().map(|place| self.remove(place));
         gone.flatten().collect()
+    }
+
+    /// Returns all that wait, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.waiting.iter().map(|one| &one.item)
     }
 
     /// Returns a prompt that waits.

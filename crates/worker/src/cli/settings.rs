@@ -133,7 +133,8 @@ pub struct Settings {
     #[arg(long, value_name = "WHERE", help_heading = "KV events")]
     pub kv_relay: Option<KvRelay>,
 
-    /// Where processors reach the relay of this machine, host:port [default: this worker's host, 5590].
+    /// Where processors reach the relay of this machine, host:port; over NATS only the port counts, which is the relay's
+    /// --port [default: this worker's host, 5590].
     #[arg(long, value_name = "ADDRESS", help_heading = "KV events")]
     pub kv_relay_address: Option<String>,
 

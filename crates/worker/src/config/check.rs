@@ -6,7 +6,7 @@ use stator_engine::flags::Given;
 use super::{Config, ConfigError};
 use crate::{
     adapters,
-    cli::{EngineKind, RequestPlane},
+    cli::{EngineKind, EventPlane, RequestPlane},
     launch,
 };
 
@@ -37,6 +37,9 @@ pub(super) fn check(config: &Config, role: Role) -> Result<(), ConfigError> {
         return Err(ConfigError::ClientsWithoutTls);
     }
     config.kv_events()?;
+    if config.event_plane() == EventPlane::Nats && config.kv_relay_port != 0 {
+        return Err(ConfigError::RelayPortOverNats(config.kv_relay_port));
+    }
     if let Some(address) = &config.kv_relay_address {
         let read = launch::address(address);
         read.map_err(|_| ConfigError::RelayAddress(address.clone()))?;
@@ -220,6 +223,20 @@ mod tests {
         for flag in ["--event-plane", "--kv-events-publisher-type"] {
             let over = loaded(&format!("{relay} {flag} nats"), &[]).unwrap();
             assert_eq!(over.event_plane(), EventPlane::Nats);
+        }
+        let nowhere = format!("{relay} --event-plane nats --kv-relay-port 5600");
+        let refused = loaded(&nowhere, &[]).unwrap_err().to_string();
+        assert!(refused.contains("--event-plane zmq"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_left_of_nats_in_the_environment_counts_only_where_it_is_used() {
+        let left = [("NATS_AUTH_USERNAME", "u"), ("NATS_SERVER", "http://h")];
+        let line = "stator-agg /m --engine sim";
+        assert!(loaded(line, &left).is_ok());
+        for plane in ["--request-plane nats", "--event-plane nats"] {
+            let refused = loaded(&format!("{line} {plane}"), &left).unwrap_err();
+            assert!(refused.to_string().contains("--nats-server"), "{refused}");
         }
     }
 

@@ -99,6 +99,11 @@ pub enum ConfigError {
     KvEvents(#[from] kv_events::ConfigError),
     #[error("--kv-relay needs the engines' KV events, and --kv-events-config {0}")]
     Unheard(&'static str),
+    #[error(
+        "--kv-relay-port {0}: with --event-plane nats the relay in this worker listens at no port: leave it out, or say \
+         --event-plane zmq"
+    )]
+    RelayPortOverNats(u16),
     #[error("--kv-relay-address '{0}' is not an address: expected host:port")]
     RelayAddress(String),
     #[error("--headless is a further node of an engine: {0}")]

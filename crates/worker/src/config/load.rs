@@ -36,7 +36,10 @@ pub fn load(
     config.vllm = cli.vllm.clone();
     config.plane_token = settings::plane_token(config.plane_token_file.as_deref(), environment)?;
     config.etcd.read_password(environment)?;
-    config.nats.complete(environment)?;
+    // What others left in the environment counts only where it is used.
+    if config.uses_nats() {
+        config.nats.complete(environment)?;
+    }
     if config.engine_kind() == EngineKind::Vllm {
         config.python = Some(python::find(config.python.take(), environment)?);
     }

@@ -315,6 +315,11 @@ impl Config {
         }
     }
 
+    /// Says whether anything goes over a NATS server.
+    pub fn uses_nats(&self) -> bool {
+        self.request_plane == RequestPlane::Nats || self.event_plane() == EventPlane::Nats
+    }
+
     /// Returns the names that clients may use, the id first.
     pub fn names(&self) -> Vec<String> {
         if self.served_model_name.is_empty() {

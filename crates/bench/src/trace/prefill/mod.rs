@@ -1,8 +1,10 @@
 //! Prefill workers behind one or several processors, from event to event: prompts that are pushed to a worker at once,
-//! beside prompts that wait at a processor until one has room.
+//! beside prompts that wait at a processor until one has room, or in a line that all processors share.
 //!
 //! Engines compute prompts and give one token, as prefill workers do; what happens then is the same for both and left
 //! out. Unlike in [`mod@super::run`], messages take their time, since that is what a worker with an empty queue waits for.
+
+mod line;
 
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use stator_router::{
     Booking, Cached, Caches, Candidate, Ledger, Load, Overlaps, Policy, Room, Router, Share,
     Source, Weights,
 };
+
+use line::Line;
 
 use super::agenda::Agenda;
 use super::engine::{BUDGET, CAPACITY, Engine, MOST_RUNNING, Progress, Told};
@@ -33,6 +37,8 @@ const ROOM: Room = Room {
 pub(crate) enum Dispatch {
     Push,
     Queue,
+    /// When a worker with room asks; all processors share a line.
+    Line,
 }
 
 /// Who serves.
@@ -57,6 +63,12 @@ enum What {
     News(usize, Told),
     /// Processors tell each other.
     Tell,
+    /// A ticket is put into the line, for a worker or for anybody.
+    Stand(usize, Option<usize>),
+    /// A worker may ask for the next ticket.
+    Ask(usize),
+    /// A processor hears of a worker that has a ticket, which was for that one or for anybody.
+    Offer(usize, usize, Option<usize>),
     Second,
 }
 
@@ -84,6 +96,7 @@ struct Fleet<'a> {
     ttft: Vec<f64>,
     cached: usize,
     balance: (f64, f64),
+    line: Line,
 }
 
 /// Runs the prompts of requests through prefill workers.
@@ -108,6 +121,9 @@ pub(crate) fn run(requests: &[Request], setting: Setting) -> Outcome {
             What::Back(number) => fleet.back(number),
             What::News(worker, told) => fleet.hear(worker, &told),
             What::Tell => fleet.tell_others(),
+            What::Stand(ticket, only) => fleet.stand(ticket, only),
+            What::Ask(worker) => fleet.ask(worker),
+            What::Offer(worker, ticket, only) => fleet.offer(worker, ticket, only),
             What::Second => fleet.second(),
         }
     }
@@ -144,6 +160,7 @@ impl<'a> Fleet<'a> {
             ttft: Vec::new(),
             cached: 0,
             balance: (0.0, 0.0),
+            line: Line::new(requests.len(), setting.workers),
         }
     }
 
@@ -160,6 +177,7 @@ impl<'a> Fleet<'a> {
                 backlog.insert(place, self.requests[number].prompt as u64, number);
                 self.serve(at);
             }
+            Dispatch::Line => self.enter(number),
         }
     }
 
@@ -265,6 +283,9 @@ impl<'a> Fleet<'a> {
             match one {
                 Progress::First { request, cached } => {
                     self.cached += cached;
+                    if self.setting.dispatch == Dispatch::Line {
+                        self.let_go(request);
+                    }
                     self.agenda.note(self.now + WAY, What::Back(request));
                 }
                 Progress::Token { .. } | Progress::Done { .. } => {}
@@ -276,7 +297,9 @@ impl<'a> Fleet<'a> {
     fn back(&mut self, number: usize) {
         self.ttft.push(self.now - self.requests[number].at);
         self.bookings[number] = None;
-        self.serve(number % self.setting.processors);
+        if self.setting.dispatch == Dispatch::Queue {
+            self.serve(number % self.setting.processors);
+        }
     }
 
     fn hear(&mut self, worker: usize, told: &Told) {

@@ -8,6 +8,9 @@
 //!
 //! Both halves see to both directions: a writer that waits for room takes in what arrives, though nobody reads.
 
+mod halves;
+mod outbox;
+
 use std::{
     collections::VecDeque,
     io,
@@ -16,21 +19,20 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, Wake, Waker, ready},
+    task::{Context, Poll, Wake, Waker},
 };
 
-use async_nats::{Client, Message, StatusCode, Subject, Subscriber, message::OutboundMessage};
-use bytes::{Buf, Bytes};
-use futures::{Sink, Stream, task::AtomicWaker};
+use async_nats::{Message, StatusCode, Subject, Subscriber};
+use bytes::Bytes;
+use futures::{Stream, task::AtomicWaker};
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{self, Duration, Instant, Sleep},
-};
+use tokio::time::{self, Duration, Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::wire::{HEADER, Packet};
+use super::wire::Packet;
 use crate::nats::{Connection, Life, SUBSCRIPTION};
+pub(super) use halves::{ReadHalf, WriteHalf};
+use outbox::{Kind, Outbox};
 
 /// What an end takes before it has read: far more than a step, and enough for 1 GB/s at a round trip of 1 ms. A server
 /// holds 64 MiB for a process (`max_pending`), so 64 workers may stall together and none is cut off.
@@ -127,30 +129,6 @@ struct Inbox {
     closed: bool,
     /// Why nothing more comes or goes.
     broken: Option<Broken>,
-}
-
-/// What leaves.
-struct Outbox {
-    client: Client,
-    to: Subject,
-    /// Where the peer sends to; the server answers there if the peer is gone.
-    from: Subject,
-    number: u64,
-    /// How much of the peer's window was used, ever.
-    sent: u64,
-    /// The latest `read` that the peer was told.
-    told: u64,
-    closed: bool,
-}
-
-/// The way in.
-pub(super) struct ReadHalf(Arc<Pipe>);
-
-/// The way out. Dropping it closes the pipe.
-pub(super) struct WriteHalf {
-    pipe: Arc<Pipe>,
-    /// Until all is with the server.
-    flush: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,
 }
 
 /// The two ends of what a pipe is made of.
@@ -269,173 +247,4 @@ impl Pipe {
 
 fn cost(bytes: usize) -> u64 {
     bytes as u64 + MESSAGE
-}
-
-/// What a message is for.
-#[derive(Clone, Copy)]
-enum Kind<'a> {
-    Data(&'a [u8]),
-    /// Tells what was read, and nothing else.
-    Read,
-    /// Asks for the peer: the server answers if there is none.
-    Probe,
-    Close,
-}
-
-impl Outbox {
-    /// Sends a message, if the library takes one. It takes it whole.
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        read: &AtomicU64,
-        kind: Kind<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut client = Pin::new(&mut self.client);
-        ready!(client.as_mut().poll_ready(cx)).map_err(io::Error::other)?;
-        let read = read.load(Ordering::Relaxed);
-        let (data, last) = match kind {
-            Kind::Data(data) => (data, false),
-            Kind::Read | Kind::Probe => (&[][..], false),
-            Kind::Close => (&[][..], true),
-        };
-        let message = OutboundMessage {
-            subject: self.to.clone(),
-            reply: matches!(kind, Kind::Probe).then(|| self.from.clone()),
-            payload: Packet::encode(last, self.number, read, data),
-            headers: None,
-        };
-        client.start_send(message).map_err(io::Error::other)?;
-        self.number += 1;
-        if !data.is_empty() {
-            self.sent += cost(data.len());
-        }
-        self.told = read;
-        self.closed |= last;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncRead for ReadHalf {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let pipe = &*self.0;
-        pipe.halves.reader.register(cx.waker());
-        let mut inbox = pipe.inbox.lock();
-        pipe.take_in(&mut inbox);
-        let inbox = &mut *inbox;
-        let before = buf.filled().len();
-        let mut read = 0;
-        while buf.remaining() > 0
-            && let Some(front) = inbox.waiting.front_mut()
-        {
-            let taken = front.len().min(buf.remaining());
-            buf.put_slice(&front[..taken]);
-            front.advance(taken);
-            inbox.begun += taken as u64;
-            if front.is_empty() {
-                read += std::mem::take(&mut inbox.begun) + MESSAGE;
-                inbox.waiting.pop_front();
-            }
-        }
-        inbox.held -= read;
-        let read = pipe.read.fetch_add(read, Ordering::Relaxed) + read;
-        // The lock of the inbox is held, so that nobody else tells it meanwhile.
-        let mut outbox = pipe.outbox.lock();
-        if read - outbox.told >= u64::from(WINDOW) / 2 {
-            // If it does not leave now, both halves are woken when it can, and the first to come tells it.
-            let mut cx = Context::from_waker(&pipe.waker);
-            if let Poll::Ready(sent) = outbox.poll_send(&mut cx, &pipe.read, Kind::Read) {
-                sent?;
-            }
-        }
-        if buf.filled().len() > before || buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        match &inbox.broken {
-            _ if inbox.closed => Poll::Ready(Ok(())),
-            Some(broken) => Poll::Ready(Err(broken.clone().into())),
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl AsyncWrite for WriteHalf {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let pipe = &*self.pipe;
-        pipe.halves.writer.register(cx.waker());
-        let mut outbox = pipe.outbox.lock();
-        if outbox.closed {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        let mut room = pipe.room(&outbox);
-        if room == 0 {
-            // In the order of the reader: the inbox first.
-            drop(outbox);
-            let mut inbox = pipe.inbox.lock();
-            pipe.take_in(&mut inbox);
-            if let Some(broken) = &inbox.broken {
-                return Poll::Ready(Err(broken.clone().into()));
-            }
-            drop(inbox);
-            outbox = pipe.outbox.lock();
-            room = pipe.room(&outbox);
-            if room == 0 {
-                return Poll::Pending;
-            }
-        }
-        let allowed = outbox.client.max_payload().saturating_sub(HEADER);
-        let largest = LARGEST
-            .min(allowed)
-            .min(usize::try_from(room).unwrap_or(LARGEST));
-        let data = &data[..data.len().min(largest)];
-        if data.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        let mut cx = Context::from_waker(&pipe.waker);
-        ready!(outbox.poll_send(&mut cx, &pipe.read, Kind::Data(data)))?;
-        Poll::Ready(Ok(data.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The library writes to its socket by itself.
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let flush = match &mut this.flush {
-            Some(flush) => flush,
-            None => {
-                this.pipe.halves.writer.register(cx.waker());
-                let mut outbox = this.pipe.outbox.lock();
-                if !outbox.closed {
-                    let mut cx = Context::from_waker(&this.pipe.waker);
-                    ready!(outbox.poll_send(&mut cx, &this.pipe.read, Kind::Close))?;
-                }
-                let client = outbox.client.clone();
-                // A process that ends now would take with it what the library has not written yet.
-                let flush = async move { client.flush().await.map_err(io::Error::other) };
-                this.flush.insert(Box::pin(flush))
-            }
-        };
-        flush.as_mut().poll(cx)
-    }
-}
-
-impl Drop for WriteHalf {
-    fn drop(&mut self) {
-        let mut outbox = self.pipe.outbox.lock();
-        if !outbox.closed {
-            // If it does not leave, the peer finds nobody here when it asks.
-            let mut cx = Context::from_waker(Waker::noop());
-            let _ = outbox.poll_send(&mut cx, &self.pipe.read, Kind::Close);
-        }
-    }
 }
