@@ -3,9 +3,10 @@
 use std::{env, fs, path::Path};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
+    // Of this build, not of the one that compiled this program: checkouts may share what was built.
+    let root = format!("{}/../../proto", env::var("CARGO_MANIFEST_DIR")?);
     println!("cargo:rerun-if-changed={root}");
-    let mut compiler = protox::Compiler::new([root])?;
+    let mut compiler = protox::Compiler::new([&root])?;
     compiler.include_imports(true).open_files([
         "stator/worker/v1/worker.proto",
         "stator/worker/v1/service.proto",
@@ -23,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".stator.worker.v1.Delta.kv_transfer_params")
         .bytes(".stator.worker.v1.BlobPart.bytes")
         .compile_fds(compiler.file_descriptor_set())?;
-    let etcd = protox::compile([format!("{root}/etcd/etcd.proto")], [root])?;
+    let etcd = protox::compile([format!("{root}/etcd/etcd.proto")], [&root])?;
     tonic_prost_build::configure()
         .build_server(false)
         .build_transport(false)
