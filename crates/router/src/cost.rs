@@ -60,7 +60,7 @@ pub struct Weights {
 
 /// What a token that a target decodes from weighs, unless told otherwise. See docs/benchmarks/router.md for what
 /// others do to latencies.
-pub const DECODING: f64 = 0.05;
+pub const DECODING: f64 = 0.07;
 /// What fetching a token's KV weighs beside computing it, on a target that decodes what others computed.
 const FETCHING: f64 = 0.1;
 

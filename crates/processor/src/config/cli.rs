@@ -252,7 +252,7 @@ pub struct Settings {
     router_temperature: Option<f64>,
 
     /// With kv and approx: what a token that a worker decodes from weighs beside one that it has to compute. More
-    /// spreads streams more evenly and finds less in caches [default: 0.05].
+    /// spreads streams more evenly and finds less in caches [default: 0.07].
     #[arg(long, value_name = "WEIGHT", value_parser = not_negative, help_heading = "Routing")]
     router_decode_weight: Option<f64>,
 

@@ -98,7 +98,7 @@ pub struct Config {
     /// dearer than the cheapest to be chosen e times less often. Default 0: never.
     pub router_temperature: f64,
     /// With kv and approx: what a token that a worker decodes from weighs beside one that it has to compute. Default
-    /// 0.05; more spreads streams more evenly and finds less in caches.
+    /// 0.07; more spreads streams more evenly and finds less in caches.
     pub router_decode_weight: f64,
     /// Whether processors in front of the same workers tell each other what they have booked. Default true; alone it
     /// costs nothing.
