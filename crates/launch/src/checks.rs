@@ -44,7 +44,7 @@ pub(crate) fn bin() -> Result<PathBuf> {
 
 /// Finds the GPUs of this machine, if the plan needs to know.
 pub(crate) async fn gpus(plan: &Plan) -> Gpus {
-    if needs(plan).is_empty() {
+    if plan.devices() == 0 {
         Gpus::default()
     } else {
         Gpus::find().await

@@ -3,7 +3,8 @@
 //! vLLM binds the threads of every engine that it starts on a CPU to the same cores, those of the first NUMA node. Two
 //! such engines wait for each other, and the threads with which NIXL moves KV wait with them: a hand-off takes longer
 //! than its lease. So where there are several, their threads are bound to nothing and are no more than there are cores.
-//! A single engine is left to vLLM, and so is whatever the environment says already.
+//! A single engine is left to vLLM (but for one with NIXL, which its worker has unbound), and so is whatever the
+//! environment says already.
 
 use std::ffi::OsString;
 

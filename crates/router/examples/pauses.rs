@@ -100,6 +100,9 @@ fn cpu_time() -> Duration {
 }
 
 fn report(size: usize, change: &str, mut times: Vec<Duration>) {
+    if times.is_empty() {
+        return;
+    }
     times.sort_unstable();
     let us = |time: Duration| time.as_secs_f64() * 1e6;
     let mean = us(times.iter().sum::<Duration>()) / times.len() as f64;

@@ -237,14 +237,14 @@ impl Line {
     }
 
     /// Returns by how much the value is more at any place than `x` before it; `None` while too little is known. Where
-    /// nothing tells which part of the value grows, all of it is taken to.
+    /// nothing tells which part of the value grows, or by noise none seems to, all of it is taken to.
     pub fn growth(&self, x: f64) -> Option<f64> {
         let mean = self.mean()?;
         let place = self.x / self.weight;
         Some(match self.slope() {
-            Some(slope) => slope * x,
-            None if place > 0.0 => mean * x / place,
-            None => 0.0,
+            Some(slope) if slope > 0.0 => slope * x,
+            _ if place > 0.0 => mean * x / place,
+            _ => 0.0,
         })
     }
 
@@ -308,6 +308,11 @@ mod tests {
             flat.add(64.0, 0.5);
         }
         assert!((flat.growth(32.0).unwrap() - 0.25).abs() < 1e-9);
+        let mut falling = Line::default();
+        for tokens in 60..70 {
+            falling.add(f64::from(tokens), 0.02 - 1e-6 * f64::from(tokens));
+        }
+        assert!(falling.growth(3000.0).unwrap() > 0.5);
     }
 
     #[test]

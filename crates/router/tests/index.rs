@@ -191,6 +191,10 @@ fn threads_that_change_different_targets_do_not_disturb_each_other_or_those_who_
     let chains = chains(1);
     let index = Index::new(2, 5);
     let targets: Vec<_> = (0..4).map(|_| index.join()).collect();
+    let still = index.join();
+    for chain in &chains {
+        index.insert(still, chain);
+    }
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writers: Vec<_> = targets
@@ -220,6 +224,7 @@ fn threads_that_change_different_targets_do_not_disturb_each_other_or_those_who_
             while !done.load(Ordering::Relaxed) {
                 for chain in &chains {
                     index.matches(chain, &mut matches);
+                    assert_eq!(matches.blocks(still) as usize, chain.len());
                     assert!(matches.iter().all(|(_, blocks)| blocks as usize <= LENGTH));
                 }
             }

@@ -9,7 +9,7 @@ use crate::card::Relay;
 pub struct Peer {
     /// Its name, another one in each of its lives.
     pub name: String,
-    /// Name of the machine that it runs on (`process::machine`): elsewhere a loopback address means somebody else.
+    /// Name of the network that it is in (`process::network`): elsewhere a loopback address means somebody else.
     pub host: String,
     /// Where it tells what it has booked (`proto/stator/router/v1`).
     pub events: Relay,

@@ -148,7 +148,7 @@ impl Fleet {
     /// Returns how many devices compute when all have started that the plan begins with, those that came, and this one.
     fn devices_with(&self, part: Part) -> usize {
         let others = self.members.iter().map(|m| m.part).filter(|p| *p != part);
-        let now: usize = others.chain([part]).map(|p| self.plan.gpus(p)).sum();
+        let now: usize = others.chain([part]).map(|p| self.plan.devices_of(p)).sum();
         now.max(self.plan.devices())
     }
 

@@ -138,12 +138,20 @@ impl Plan {
         [Part::Processor].into_iter().chain(workers).collect()
     }
 
-    /// Returns how many GPUs a part computes with, on this machine.
+    /// Returns how many GPUs a part has for itself, on this machine.
     pub(crate) fn gpus(&self, part: Part) -> usize {
+        if self.up.share_gpus {
+            return 0;
+        }
+        self.devices_of(part)
+    }
+
+    /// Returns how many devices a part computes with, on this machine.
+    pub(crate) fn devices_of(&self, part: Part) -> usize {
         let Part::Worker { role, .. } = part else {
             return 0;
         };
-        if self.up.engine != Engine::Vllm || self.up.share_gpus {
+        if self.up.engine != Engine::Vllm {
             return 0;
         }
         let args = self.engine_args(role);
@@ -156,7 +164,10 @@ impl Plan {
 
     /// Returns how many devices its workers compute with, as it starts.
     pub(crate) fn devices(&self) -> usize {
-        self.parts().into_iter().map(|part| self.gpus(part)).sum()
+        self.parts()
+            .into_iter()
+            .map(|part| self.devices_of(part))
+            .sum()
     }
 
     /// Returns how long a worker waits for its engine, before it gives up.

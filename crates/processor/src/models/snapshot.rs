@@ -27,7 +27,7 @@ pub(super) struct Snapshot {
     /// Names of models that cannot be loaded, and why.
     pub(super) failed: HashMap<String, String>,
     pub(super) unused: Vec<Unused>,
-    /// Names of models and adapters whose last worker left, and when.
+    /// Names of models and adapters that were served or loaded and are not served now, and when they last were.
     left: HashMap<String, Instant>,
 }
 
@@ -56,14 +56,16 @@ impl Snapshot {
         snapshot
     }
 
-    /// Adds what was there before and is not any more.
+    /// Adds what was served before and is not now.
     pub(super) fn after(mut self, before: &Self) -> Self {
         let now = Instant::now();
         let left = before.left.iter().map(|(name, at)| (name, *at));
-        let leaves = before.by_name.keys().map(|name| (name, now));
+        // One that is being loaded now may leave before it was served.
+        let known = before.by_name.keys().chain(&before.loading);
+        let leaves = known.map(|name| (name, now));
         self.left = left
             .chain(leaves)
-            .filter(|(name, at)| !self.knows(name) && now - *at < REMEMBERED)
+            .filter(|(name, at)| !self.by_name.contains_key(*name) && now - *at < REMEMBERED)
             .map(|(name, at)| (name.clone(), at))
             .collect();
         self
@@ -78,12 +80,6 @@ impl Snapshot {
     /// Says whether no worker serves anything.
     pub(super) fn is_empty(&self) -> bool {
         self.by_name.is_empty() && self.loading.is_empty() && self.failed.is_empty()
-    }
-
-    fn knows(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
-            || self.loading.contains(name)
-            || self.failed.contains_key(name)
     }
 
     fn add(&mut self, group: &Group) {
@@ -121,4 +117,31 @@ fn unused(group: &Group, reason: &str, passing: bool) -> impl Iterator<Item = Un
         reason: reason.to_owned(),
         passing,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loading(name: &str) -> Snapshot {
+        Snapshot {
+            loading: HashSet::from([name.to_owned()]),
+            ..Snapshot::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_that_comes_and_goes_is_remembered_until_it_stays_away() {
+        let there = loading("m").after(&Snapshot::default());
+        let gone = loading("other").after(&there);
+        assert!(gone.left_lately("m") && !gone.left_lately("n"));
+        tokio::time::advance(REMEMBERED / 2).await;
+        // It is loaded anew, and leaves before that is done.
+        let again = loading("m").after(&gone);
+        tokio::time::advance(REMEMBERED / 2).await;
+        let gone = loading("other").after(&again);
+        assert!(gone.left_lately("m"));
+        tokio::time::advance(REMEMBERED).await;
+        assert!(!gone.left_lately("m"));
+    }
 }

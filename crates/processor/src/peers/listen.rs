@@ -24,6 +24,16 @@ pub(super) enum Heard {
     Lost(String),
 }
 
+impl Heard {
+    /// Returns the name of the processor.
+    pub(super) fn who(&self) -> &str {
+        match self {
+            Heard::Said(bookings) => &bookings.processor,
+            Heard::Lost(name) => name,
+        }
+    }
+}
+
 /// Those that are listened to.
 pub(super) struct Listeners {
     own: Peer,
@@ -65,7 +75,7 @@ impl Listeners {
             if is_elsewhere(&peer, &self.own) {
                 warn!(
                     processor = peer.name,
-                    "it can be heard on its own machine only: --router-sync-host opens it to others"
+                    "it can be heard on its own machine, or in its own pod, only: --router-sync-host opens it to others"
                 );
                 // Known, so that it is said once.
                 let nobody = tokio::spawn(std::future::pending());
@@ -80,13 +90,18 @@ impl Listeners {
         gone
     }
 
+    /// Says whether what was heard is of a processor that is still there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     /// Says whether nobody is there.
     pub(super) fn is_empty(&self) -> bool {
         self.by_name.is_empty()
     }
 }
 
-/// Says whether a processor can be heard on its own machine alone, and that is another one.
+/// Says whether a processor can be heard on its own network alone, and that is another one.
 fn is_elsewhere(peer: &Peer, own: &Peer) -> bool {
     let endpoint = &peer.events.endpoint;
     let loopback = ["tcp://127.", "tcp://[::1]", "tcp://localhost:"];

@@ -39,6 +39,8 @@ const TELL: Duration = Duration::from_millis(20);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often a processor looks for others.
 const LOOK: Duration = Duration::from_secs(2);
+/// The longest pause before it tries again to become known: a refusal is repeated until somebody allows it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Messages of others that may wait; each replaces the one before of the same processor.
 const WAITING: usize = 256;
 /// What the topics of bookings begin with.
@@ -95,7 +97,7 @@ impl Peers {
         };
         let peer = Peer {
             name,
-            host: process::machine(),
+            host: process::network(),
             events,
         };
         Ok(Some(Self {
@@ -118,7 +120,7 @@ impl Peers {
             Some(outlet) => outlet,
             None => outlet_of(&self.nats, &self.peer.name).await,
         };
-        let _registration = join(&*discovery, &self.peer).await;
+        let joining = join(discovery.clone(), self.peer.clone());
         let (found, mut there) = mpsc::channel(1);
         let (hears, mut news) = mpsc::channel(WAITING);
         let mut listeners = Listeners::new(self.peer.clone(), self.nats, hears);
@@ -133,16 +135,21 @@ impl Peers {
         let mut tell = interval(TELL);
         tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let finding = find(discovery, found);
-        tokio::pin!(finding);
+        tokio::pin!(joining, finding);
+        let mut registration = None;
         loop {
             tokio::select! {
                 () = &mut finding => {}
+                joined = &mut joining, if registration.is_none() => registration = Some(joined),
                 Some(others) = there.recv() => {
                     let gone = listeners.set(others);
                     table.take(gone.into_iter().map(Heard::Lost));
                 }
                 // All that is there: what each said last is what counts, and targets are told of it once.
-                _ = news.recv_many(&mut batch, WAITING) => table.take(batch.drain(..)),
+                _ = news.recv_many(&mut batch, WAITING) => {
+                    // What one said that has left meanwhile counts no longer.
+                    table.take(batch.drain(..).filter(|heard| listeners.has(heard.who())));
+                }
                 _ = tell.tick(), if !listeners.is_empty() || !table.peers.is_empty() => {
                     table.expire();
                     if !listeners.is_empty() {
@@ -184,9 +191,10 @@ async fn outlet_of(nats: &Nats, name: &str) -> Box<dyn Outlet> {
     }
 }
 
-/// Makes a processor known, however long that takes.
-async fn join(discovery: &dyn Discovery, peer: &Peer) -> Registration {
+/// Makes a processor known, however long that takes. One that may not be is heard by nobody, and hears the others.
+async fn join(discovery: Arc<dyn Discovery>, peer: Peer) -> Registration {
     let mut told = false;
+    let mut pause = LOOK;
     loop {
         match discovery.join(peer.clone()).await {
             Ok(registration) => return registration,
@@ -196,7 +204,8 @@ async fn join(discovery: &dyn Discovery, peer: &Peer) -> Registration {
             }
             Err(_) => {}
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
     }
 }
 

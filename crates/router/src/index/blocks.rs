@@ -4,7 +4,8 @@
 //! by one question to the hash table (`table`) for its first block; the others are mostly found by comparing memory.
 //! Neighbourhood is only a guess, which the comparison checks: whatever it misses is asked of the table.
 //!
-//! A block costs 12 bytes here (name and set), an eighth more where places are free, and 6 to 13 in the table.
+//! A block costs 12 bytes here (name and set), an eighth more where places are free, and 6 to 13 in the table. Places and
+//! table keep the largest size that they had, until the last block goes.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

@@ -186,6 +186,11 @@ impl Lane {
         self.sweep(SWEEP + hashes.len());
     }
 
+    /// Says whether nobody holds anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.len() == 0
+    }
+
     pub(super) fn memory(&self) -> Memory {
         let held = self.targets.iter().flatten();
         Memory {

@@ -3,7 +3,8 @@
 //! A flat map from a block's name to the set of its holders. Since a name covers everything before the block,
 //! there is no tree: no parent has to be known, and blocks may come and go in any order. Targets are
 //! spread over a few lanes (`lane`), each under a lock of its own, so that changes of one target wait only for those of
-//! its lane, and never longer than a batch takes; a lookup asks each lane in turn.
+//! its lane, and no longer than a batch takes, but for the one that removes a lane's last block and gives its memory back;
+//! a lookup asks each lane in turn.
 //!
 //! What makes it small and fast: blocks of one prefix lie side by side (`blocks`, `places`), each distinct
 //! set of holders (`sets`) is kept once, and a target that leaves or empties its cache costs nothing at that moment
@@ -26,6 +27,8 @@ pub use matches::Matches;
 
 /// Blocks that are changed under a lock at once: some ten microseconds of work.
 const BATCH: usize = 1024;
+/// Blocks that are added under a lock at once: several parts of a lane's table may double meanwhile.
+const ADDED: usize = 128;
 /// Lanes, unless told otherwise. Each makes lookups longer by what one lane's takes, and changes of as many
 /// threads at a time possible; four threads change more than a thousand workers do.
 pub const LANES: usize = 4;
@@ -116,7 +119,7 @@ impl Index {
     /// - result: how many are new to it.
     pub fn insert(&self, target: Target, hashes: &[BlockHash]) -> u64 {
         let (lane, seat) = self.seat(target);
-        let batches = hashes.chunks(BATCH);
+        let batches = hashes.chunks(ADDED);
         batches
             .map(|batch| lane.write().insert(seat, batch))
             .sum::<u64>()
@@ -130,7 +133,7 @@ impl Index {
         }
     }
 
-    /// Notes that a target holds nothing. Takes the same time however much it held.
+    /// Notes that a target holds nothing. What it held is cleaned up a batch at a time, with the changes that follow.
     pub fn clear(&self, target: Target) {
         let (lane, seat) = self.seat(target);
         lane.write().clear(seat);
@@ -164,7 +167,7 @@ impl Index {
     pub fn extend(&self, hashes: &[BlockHash], out: &mut Matches) {
         for lane in &self.lanes {
             let lane = lane.read();
-            if lane.memory().blocks > 0 {
+            if !lane.is_empty() {
                 lane.extend(hashes, out);
             }
         }

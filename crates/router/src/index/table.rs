@@ -5,7 +5,7 @@
 //!
 //! Made of *parts*, each of a power of two of *buckets*, each of one cache line. So most questions, and all
 //! entries, cost one look at memory, and since all of a line is compared at once there is no branch to guess. A part that
-//! becomes full doubles by itself, so that no change waits longer than one part takes. An entry has as many bits
+//! becomes full doubles by itself, so that a change waits for the few parts that its blocks fill. An entry has as many bits
 //! of the hash as the place leaves, and doubling takes one of them to choose the bucket and gives it to the
 //! place: so names need not be read for it.
 

@@ -33,7 +33,8 @@ const BOOTSTRAP_PORT: &str = "VLLM_MOONCAKE_BOOTSTRAP_PORT";
 const UCX_TLS: (&str, &str) = ("UCX_TLS", "tcp,sm,self");
 
 /// By itself vLLM binds the threads of every engine on a CPU to the same cores, and NIXL's with them. Two engines of
-/// one machine then keep each other from moving KV for longer than its lease.
+/// one machine then keep each other from moving KV for longer than its lease. How many threads each has is not decided
+/// here: only whoever starts them all knows (`stator up` divides the cores).
 const UNBOUND: (&str, &str) = ("VLLM_CPU_OMP_THREADS_BIND", "nobind");
 
 /// Why the engines' side channels cannot be laid out.

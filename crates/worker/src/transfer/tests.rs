@@ -153,7 +153,7 @@ fn an_engine_elsewhere_has_to_be_told_of_unless_it_says_itself_where_it_is() {
 }
 
 #[test]
-fn on_a_cpu_nothing_keeps_nixl_from_moving_kv_unless_the_environment_says_so() {
+fn on_a_cpu_engines_with_nixl_are_bound_to_no_cores_unless_the_environment_says_so() {
     let mut config = config("NixlConnector");
     assert!(!transfer(&config, 1, &[]).env(0).contains(&pair(UNBOUND)));
     let installed = serde_json::json!({

@@ -79,6 +79,9 @@ pub(in crate::plane) async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .expect("descriptors that were compiled with this program");
+    // What strangers send is kept until it is whole.
+    let health = health.max_decoding_message_size(tokenless::LONGEST_QUESTION);
+    let reflection = reflection.max_decoding_message_size(tokenless::LONGEST_QUESTION);
     let streams = tokenless::streams();
     let stopped = {
         let stop = stop.clone();

@@ -1,8 +1,9 @@
 //! What strangers may keep open: the services that ask for no token, health and reflection, are called by whoever reaches
 //! the port.
 //!
-//! So the calls of a connection are counted, and the streams of all; whoever says nothing loses its call. A question that
-//! is answered at once, `Health/Check`, is not counted with the streams: no stranger's streams keep a probe out.
+//! So the calls of a connection are counted, and the streams of all; whoever says nothing loses its call, and questions are
+//! short. A question that is answered at once, `Health/Check`, is not counted with the streams: no stranger's streams keep a
+//! probe out. A peer that answers pings and never reads what it asked for is bounded by the counts alone.
 
 use std::{
     convert::Infallible,
@@ -30,6 +31,9 @@ use crate::{
         status::refusal,
     },
 };
+
+/// Bytes of a question, at most: names of services and of messages.
+pub(super) const LONGEST_QUESTION: usize = 4 << 10;
 
 /// Streams of all connections that are open at once, a few KiB each.
 const STREAMS: usize = 256;
