@@ -3,6 +3,11 @@
 //! To a headless engine that flag means nothing: vLLM's own server acts on it. So the worker reads it, has each
 //! engine load the adapters before it serves (`stator_engine::Config::adapters`), and tells processors their names.
 //! What cannot work is refused here, half a minute before an engine would say it. Adapters do not come or go later.
+//!
+//! Nor do their files change: what they held at the start is what processors are told, what an engine must have loaded to
+//! be adopted, and what a restarted one must find. Not noticed is an engine that keeps fewer adapters than it serves
+//! (`--max-cpu-loras`) and reads replaced files when it takes one up again, nor an attached one that sees other files at
+//! the same path.
 
 use std::{
     fs, io,
