@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use crate::{lockstep::Lockstep, request::Lora};
+use crate::{adapter::Adapter, lockstep::Lockstep};
 
 /// One engine of a worker. Data-parallel ranks of a dense model are independent engines: one
 /// `Config` each, with a `run_dir` of its own.
@@ -24,9 +24,13 @@ pub struct Config {
     /// Tokens that the model knows, for the validation of requests. Absent: from the `config.json` of
     /// the model's folder, and a start fails where there is none.
     pub vocab_size: Option<u32>,
-    /// LoRA adapters that the engine loads before it counts as started. Their ids differ, and mean the same adapters
-    /// to an engine that is adopted.
-    pub adapters: Vec<Lora>,
+    /// LoRA adapters that the engine loads before it counts as started. Their ids differ. An engine that had others,
+    /// or the same with other files, is not adopted; and none counts as started whose adapters' files are not those
+    /// that were read for this.
+    ///
+    /// Of an attached engine the files are taken to be those at the same path here. Where it sees other ones there,
+    /// nothing tells.
+    pub adapters: Vec<Adapter>,
     /// Accept a vLLM outside the range that the wire was tested with.
     pub any_version: bool,
     /// How long to wait for what.

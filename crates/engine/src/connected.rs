@@ -73,6 +73,7 @@ impl Connected {
         let record = Record {
             format: FORMAT,
             launch: Fingerprint::from(&config.launch),
+            adapters: config.adapters.clone(),
             endpoints: endpoints.clone(),
             identity: identity.to_vec(),
             ready,

@@ -9,12 +9,14 @@ use std::{
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
+    adapter::Adapter,
     config::Config,
     error::{StartError, SubmitError, UtilityError},
     info::EngineInfo,
+    left::end_left,
     live::Refused,
     lockstep::Rank,
     output::RequestKey,
@@ -73,24 +75,46 @@ impl Engine {
         sink: impl StepSink,
         state: watch::Sender<State>,
     ) -> Result<Self, StartError> {
-        let adapters = config.adapters.clone();
+        let (adapters, run_dir) = (config.adapters.clone(), config.run_dir.clone());
+        // Before, so that no engine is started in vain.
+        for adapter in &adapters {
+            adapter.check().await?;
+        }
         let engine = Self(Arc::new(start::start(config, sink, state).await?));
         for adapter in &adapters {
-            if let Err(source) = engine.add_lora(adapter).await {
+            if let Err(error) = engine.load(adapter).await {
                 engine.shutdown().await;
-                if let (UtilityError::Dead, State::Dead(reason)) =
-                    (&source, &*engine.0.state.borrow())
+                if let (
+                    StartError::Adapter {
+                        source: UtilityError::Dead,
+                        ..
+                    },
+                    State::Dead(reason),
+                ) = (&error, &*engine.0.state.borrow())
                 {
                     return Err(StartError::Died(reason.clone()));
                 }
-                return Err(StartError::Adapter {
-                    name: adapter.name.clone(),
-                    path: adapter.path.clone(),
-                    source,
-                });
+                if !matches!(error, StartError::Adapter { .. })
+                    && let Err(error) = end_left(&run_dir).await
+                {
+                    // It may have read other files than its record says.
+                    warn!(%error, "an engine must not be adopted, but is left");
+                }
+                return Err(error);
             }
         }
         Ok(engine)
+    }
+
+    /// Has the engine load an adapter, and makes sure that it read the files that it was to read.
+    async fn load(&self, adapter: &Adapter) -> Result<(), StartError> {
+        let loaded = self.add_lora(&adapter.lora).await;
+        loaded.map_err(|source| StartError::Adapter {
+            name: adapter.lora.name.clone(),
+            path: adapter.lora.path.clone(),
+            source,
+        })?;
+        adapter.check().await
     }
 
     /// Has the engine load an adapter, so that a wrong one is known now and the first request need not wait. One of

@@ -55,6 +55,18 @@ pub enum StartError {
         path: String,
         source: UtilityError,
     },
+    /// The worker's other engines, and what processors know of it, are of the files of before.
+    #[error(
+        "the files of the LoRA adapter `{name}` in {path} are not those of when the worker started: start the worker \
+         again to serve what is there now"
+    )]
+    AdapterChanged { name: String, path: String },
+    #[error("the files of the LoRA adapter `{name}` in {path} cannot be read: {source}")]
+    AdapterFiles {
+        name: String,
+        path: String,
+        source: io::Error,
+    },
 }
 
 /// Why a request was not submitted.

@@ -14,6 +14,7 @@
 //! (`process`, `guard`, `logtail`) and clears away what is left. [`kv_events`] stands beside that: what an engine tells
 //! of its cache is heard by whoever wants to, in this process or another.
 
+pub mod adapter;
 mod adopt;
 pub mod config;
 mod connected;
@@ -52,6 +53,7 @@ mod utilities;
 pub mod validate;
 pub mod wire;
 
+pub use adapter::Adapter;
 pub use config::{Attach, Config, Launch, Simulate, Spawn, Waits};
 pub use engine::{Engine, Prepared, RequestHandle};
 pub use error::{StartError, SubmitError, UtilityError};

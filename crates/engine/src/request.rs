@@ -4,6 +4,7 @@
 //! thing that can be encoded. Nothing here knows how vLLM writes any of it.
 
 use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 /// One attempt at one choice. `n > 1` is n of these.
 #[derive(Debug, Clone, Default)]
@@ -127,7 +128,8 @@ pub enum Constraint {
 }
 
 /// A LoRA adapter as the engine names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Lora {
     pub name: String,
     /// Unique per adapter, at least 1.

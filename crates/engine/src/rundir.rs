@@ -11,7 +11,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{Attach, Launch, Spawn},
+    adapter::Adapter,
+    config::{Attach, Config, Launch, Spawn},
     error::StartError,
     process::ProcessId,
     schema::Schema,
@@ -26,6 +27,9 @@ pub(crate) struct Record {
     pub(crate) format: u32,
     /// What was started; an engine that was started otherwise is not adopted.
     pub(crate) launch: Fingerprint,
+    /// What it loaded beside the model; with other ones, or other files of theirs, it is not adopted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) adapters: Vec<Adapter>,
     pub(crate) endpoints: Endpoints,
     /// The engine's ZMQ identity: its rank as two bytes, little-endian.
     pub(crate) identity: Vec<u8>,
@@ -164,6 +168,13 @@ pub(crate) struct RunDir {
     _lock: File,
 }
 
+impl Record {
+    /// Says whether a start of `config` would give the same engine, so that this one can be adopted for it.
+    pub(crate) fn fits(&self, config: &Config) -> bool {
+        self.launch == Fingerprint::from(&config.launch) && self.adapters == config.adapters
+    }
+}
+
 impl RunDir {
     /// Creates the directory if it is missing and takes it.
     ///
@@ -242,7 +253,10 @@ impl RunDir {
 
 #[cfg(test)]
 mod tests {
+    use stator_common::BlobHash;
+
     use super::*;
+    use crate::{config::Waits, request::Lora};
 
     fn record() -> Record {
         let pair = Pair {
@@ -255,6 +269,14 @@ mod tests {
                 bind: "127.0.0.1:29550".into(),
                 advertise: None,
             },
+            adapters: vec![Adapter {
+                lora: Lora {
+                    name: "x".into(),
+                    id: 7,
+                    path: "/adapters/x".into(),
+                },
+                hash: BlobHash::of(b"files"),
+            }],
             endpoints: Endpoints {
                 bind: pair.clone(),
                 advertised: pair,
@@ -279,6 +301,33 @@ mod tests {
         assert_eq!(run_dir.load().expect("a record"), left);
         run_dir.forget();
         assert_eq!(run_dir.load().expect("no record"), Left::Nothing);
+    }
+
+    #[test]
+    fn an_engine_that_read_other_files_of_an_adapter_is_not_adopted() {
+        let record = record();
+        let config = |adapters| Config {
+            launch: Launch::Attach(Attach {
+                bind: "127.0.0.1:29550".into(),
+                advertise: None,
+                model: None,
+                args: Vec::new(),
+            }),
+            run_dir: "/run/x".into(),
+            keep: true,
+            dp_rank: 0,
+            lockstep: None,
+            vocab_size: None,
+            adapters,
+            any_version: false,
+            waits: Waits::default(),
+        };
+        assert!(record.fits(&config(record.adapters.clone())));
+        let mut replaced = record.adapters.clone();
+        replaced[0].hash = BlobHash::of(b"other files");
+        assert!(!record.fits(&config(replaced)));
+        // Nor one that loads none now, and might load the same name later.
+        assert!(!record.fits(&config(Vec::new())));
     }
 
     #[test]

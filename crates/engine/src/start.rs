@@ -21,7 +21,7 @@ use crate::{
     local::Local,
     logtail::Tail,
     process::{self, Process, ProcessId},
-    rundir::{Fingerprint, Left, Record, RunDir, Trace},
+    rundir::{Left, Record, RunDir, Trace},
     schema::{Schema, Untested, check_version},
     sink::StepSink,
     sockets::{Place, Sockets},
@@ -120,8 +120,14 @@ impl Starter {
             Left::Nothing => return Ok(None),
             Left::Record(record) => {
                 let kept = record.keep || record.process.is_none();
-                if kept && record.launch == Fingerprint::from(&self.config.launch) {
+                if kept && record.fits(&self.config) {
                     return Ok(Some(*record));
+                }
+                if record.process.is_none() && record.adapters != self.config.adapters {
+                    warn!(
+                        "the engine of before is not taken back: it loaded other LoRA adapters, or other files of \
+                         theirs; end it, and start another one"
+                    );
                 }
                 Trace {
                     process: record.process,

@@ -12,8 +12,8 @@ use std::{
 
 use fake::{FakeEngine, Told, Value, knock, ready, soon, status};
 use stator_engine::{
-    Attach, Config, DeadReason, Engine, Finish, Launch, Lora, Output, Request, Sampling, Simulate,
-    StartError, State, Step, StepSink, SubmitError, Tokens, UtilityError, Waits,
+    Adapter, Attach, Config, DeadReason, Engine, Finish, Launch, Lora, Output, Request, Sampling,
+    Simulate, StartError, State, Step, StepSink, SubmitError, Tokens, UtilityError, Waits,
 };
 use stator_testkit::ports;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -352,17 +352,23 @@ async fn the_next_worker_finds_the_engine_of_before_and_aborts_its_requests() {
     assert!(matches!(fake.told().await, Told::Add { .. }));
 }
 
+/// Describes an adapter by the files that it has now.
+fn adapter(name: &str, path: &str) -> Adapter {
+    let lora = Lora {
+        name: name.to_owned(),
+        id: 7,
+        path: path.to_owned(),
+    };
+    Adapter::read(lora).expect("readable")
+}
+
 /// Starts an engine with adapters; `answers` are what it says to the loading of each, in order.
 async fn with_adapters(answers: &[Option<&str>]) -> Result<Engine, StartError> {
     let dir = tempfile::tempdir().expect("temporary folder");
     let port = ports::free();
     let mut config = config(dir.path(), port);
     config.adapters = ["x", "y"]
-        .map(|name| Lora {
-            name: name.to_owned(),
-            id: 7,
-            path: format!("/adapters/{name}"),
-        })
+        .map(|name| adapter(name, &format!("/adapters/{name}")))
         .into();
     let ready = ready();
     let answer = async {
@@ -391,6 +397,35 @@ async fn an_engine_has_started_when_all_of_its_adapters_are_loaded() {
         error.contains("`y` from /adapters/y") && error.ends_with("rank 64 is too much"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn no_engine_counts_as_started_whose_adapters_files_were_replaced() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let weights = dir.path().join("adapter_model.safetensors");
+    fs::write(&weights, "old").expect("write");
+    let port = ports::free();
+    let mut config = config(dir.path(), port);
+    config.adapters = vec![adapter("x", dir.path().to_str().expect("path"))];
+    let ready = ready();
+    let replaced = async {
+        let mut fake = FakeEngine::dial(port, &ready).await;
+        let Told::Utility { call_id, .. } = fake.told().await else {
+            panic!("an adapter first")
+        };
+        fs::write(&weights, "new").expect("write");
+        fake.reply(call_id, None).await;
+        fake
+    };
+    let record = config.run_dir.join("engine.json");
+    let (started, _fake) = tokio::join!(Engine::start(config.clone(), sink().0), replaced);
+    let is_changed = |started: Result<Engine, StartError>| matches!(started, Err(StartError::AdapterChanged { name, .. }) if name == "x");
+    assert!(is_changed(started));
+    // Nobody adopts it for an engine with the files of before.
+    assert!(!record.exists());
+    // The next one is not even awaited.
+    let again = soon("a refusal", Engine::start(config, sink().0)).await;
+    assert!(is_changed(again));
 }
 
 #[tokio::test]

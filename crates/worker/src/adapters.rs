@@ -3,27 +3,26 @@
 //! To a headless engine that flag means nothing: vLLM's own server acts on it. So the worker reads it, has each
 //! engine load the adapters before it serves (`stator_engine::Config::adapters`), and tells processors their names.
 //! What cannot work is refused here, half a minute before an engine would say it. Adapters do not come or go later.
+//!
+//! Nor do their files change: what they held at the start is what processors are told, what an engine must have loaded to
+//! be adopted, and what a restarted one must find. Not noticed is an engine that keeps fewer adapters than it serves
+//! (`--max-cpu-loras`) and reads replaced files when it takes one up again, nor an attached one that sees other files at
+//! the same path.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 use serde_json::Value;
 use stator_common::{BlobHash, card};
-use stator_engine::{Lora, flags::Given, model};
-
-/// The file that makes a folder an adapter's.
-const CONFIG: &str = "adapter_config.json";
-
-/// Where the weights are, whichever there is (vLLM 0.32, lora/lora_model.py).
-const WEIGHTS: [&str; 3] = [
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-    "adapter_model.pt",
-];
+use stator_engine::{
+    Lora,
+    adapter::{self, CONFIG},
+    flags::Given,
+    model,
+};
 
 /// What `--max-lora-rank` may be, and what it is if it is not given (vLLM 0.32, config/lora.py).
 const RANKS: [u64; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
@@ -65,6 +64,16 @@ pub enum AdapterError {
         fitting(*.rank)
     )]
     Rank { name: String, rank: u64, most: u64 },
+    #[error(
+        "--max-lora-rank '{0}' is not a number: say the largest rank of the adapters, or one above"
+    )]
+    MostRank(String),
+    #[error("--lora-modules {name}={path}: its files cannot be read: {source}")]
+    Files {
+        name: String,
+        path: String,
+        source: io::Error,
+    },
 }
 
 fn fitting(rank: u64) -> String {
@@ -72,12 +81,19 @@ fn fitting(rank: u64) -> String {
     fitting.map_or_else(String::new, |most| format!(": say --max-lora-rank {most}"))
 }
 
-/// An adapter that a worker serves.
+/// An adapter that could be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    lora: Lora,
+    /// The name of the model that it adapts.
+    parent: String,
+}
+
+/// An adapter that a worker serves, with the files of when it started and no others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Adapter {
-    /// As its engines know it.
-    pub(crate) lora: Lora,
-    /// The name of the model that it adapts.
+    /// What its engines load.
+    pub(crate) loaded: adapter::Adapter,
     parent: String,
 }
 
@@ -96,11 +112,15 @@ struct Module {
 ///
 /// # Errors
 /// [`AdapterError`].
-pub(crate) fn read(args: &[String], names: &[String]) -> Result<Vec<Adapter>, AdapterError> {
+pub(crate) fn read(args: &[String], names: &[String]) -> Result<Vec<Found>, AdapterError> {
     let given = Given::read(args);
-    let most = given.value("max-lora-rank");
-    let most = most.and_then(|most| most.parse().ok());
-    let mut adapters: Vec<Adapter> = Vec::new();
+    let most = match given.value("max-lora-rank") {
+        Some(text) => text
+            .parse()
+            .map_err(|_| AdapterError::MostRank(text.to_owned()))?,
+        None => DEFAULT_RANK,
+    };
+    let mut adapters: Vec<Found> = Vec::new();
     for text in given.values("lora-modules").filter(|text| !text.is_empty()) {
         let Module {
             name,
@@ -117,11 +137,11 @@ pub(crate) fn read(args: &[String], names: &[String]) -> Result<Vec<Adapter>, Ad
             return Err(AdapterError::Twice(name));
         }
         let folder = folder(&name, path)?;
-        check_rank(&name, &folder, most.unwrap_or(DEFAULT_RANK))?;
+        check_rank(&name, &folder, most)?;
         let path = folder.display().to_string();
         // As in vLLM, a base that is not served counts for nothing.
         let parent = base_model_name.filter(|base| names.contains(base));
-        adapters.push(Adapter {
+        adapters.push(Found {
             parent: parent
                 .or_else(|| names.first().cloned())
                 .unwrap_or_default(),
@@ -182,8 +202,8 @@ fn check_rank(name: &str, folder: &Path, most: u64) -> Result<(), AdapterError> 
     }
 }
 
-/// Returns an id that an adapter has in every life of a worker: to an engine that is adopted, the same id means
-/// the same adapter, and another one cannot be taken for it.
+/// Returns an id that an adapter has in every life of a worker, as an engine that is adopted must be asked by. It says
+/// nothing of the files: no engine is adopted that read other ones ([`stator_engine::Config::adapters`]).
 fn id(name: &str, path: &str) -> u32 {
     let hash = BlobHash::of(format!("{name}\0{path}").as_bytes());
     let bits = u32::from_str_radix(&hash.0[..8], 16).expect("a hash is written in hex");
@@ -191,32 +211,38 @@ fn id(name: &str, path: &str) -> u32 {
     (bits >> 1).max(1)
 }
 
-impl Adapter {
-    /// Returns what processors are told of it. Reads all of the adapter's files.
+impl Found {
+    /// Reads all of the adapter's files.
     ///
     /// # Errors
-    /// Those of reading them.
-    pub(crate) fn describe(&self) -> io::Result<card::Adapter> {
-        let folder = Path::new(&self.lora.path);
-        let mut all = String::new();
-        for name in [CONFIG].into_iter().chain(WEIGHTS) {
-            match File::open(folder.join(name)) {
-                Ok(file) => all += &BlobHash::of_reader(file)?.0,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+    /// [`AdapterError::Files`].
+    pub(crate) fn hash(self) -> Result<Adapter, AdapterError> {
+        let Self { lora, parent } = self;
+        let (name, path) = (lora.name.clone(), lora.path.clone());
+        match adapter::Adapter::read(lora) {
+            Ok(loaded) => Ok(Adapter { loaded, parent }),
+            Err(source) => Err(AdapterError::Files { name, path, source }),
         }
-        Ok(card::Adapter {
-            name: self.lora.name.clone(),
-            root: self.lora.path.clone(),
+    }
+}
+
+impl Adapter {
+    /// Returns what processors are told of it.
+    pub(crate) fn card(&self) -> card::Adapter {
+        let lora = &self.loaded.lora;
+        card::Adapter {
+            name: lora.name.clone(),
+            root: lora.path.clone(),
             parent: self.parent.clone(),
-            hash: BlobHash::of(all.as_bytes()),
-        })
+            hash: self.loaded.hash.clone(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use stator_engine::adapter::WEIGHTS;
+
     use super::*;
 
     fn adapter(rank: u64) -> tempfile::TempDir {
@@ -227,7 +253,7 @@ mod tests {
         folder
     }
 
-    fn from(args: &[&str]) -> Result<Vec<Adapter>, AdapterError> {
+    fn from(args: &[&str]) -> Result<Vec<Found>, AdapterError> {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
         read(&args, &["m".to_owned(), "alias".to_owned()])
     }
@@ -291,15 +317,27 @@ mod tests {
     }
 
     #[test]
-    fn adapters_are_the_same_if_their_files_are() {
-        let hash = |folder: &tempfile::TempDir| {
-            let module = format!("x={}", folder.path().display());
-            let adapters = from(&["--enable-lora", "--lora-modules", &module]).unwrap();
-            adapters[0].describe().unwrap().hash
+    fn a_largest_rank_that_is_no_number_is_refused() {
+        for flag in ["--max-lora-rank=many", "--max-lora-rank="] {
+            let error = from(&["--enable-lora", flag]).unwrap_err().to_string();
+            assert!(error.contains("--max-lora-rank"), "{error}");
+        }
+    }
+
+    #[test]
+    fn processors_are_told_of_the_files_that_engines_are_to_load() {
+        let folder = adapter(8);
+        let module = format!("x={}", folder.path().display());
+        let hashed = || {
+            let found = from(&["--enable-lora", "--lora-modules", &module]).unwrap();
+            found[0].clone().hash().unwrap()
         };
-        let (one, same, other) = (adapter(8), adapter(8), adapter(8));
-        fs::write(other.path().join(WEIGHTS[0]), "others").unwrap();
-        assert_eq!(hash(&one), hash(&same));
-        assert_ne!(hash(&one), hash(&other));
+        let first = hashed();
+        fs::write(folder.path().join(WEIGHTS[0]), "others").unwrap();
+        let second = hashed();
+        // To an engine they are the same, so it must not be the same engine.
+        assert_eq!(first.loaded.lora, second.loaded.lora);
+        assert_ne!(first.card().hash, second.card().hash);
+        assert_eq!(first.card().hash, first.loaded.hash);
     }
 }

@@ -265,11 +265,12 @@ impl Serving {
         if name.is_empty() {
             return Ok(None);
         }
-        let adapter = self.adapters.iter().find(|one| one.lora.name == name);
-        let lora = adapter.map(|adapter| adapter.lora.clone());
-        lora.map(Some).ok_or_else(|| {
+        let mut loras = self.adapters.iter().map(|one| &one.loaded.lora);
+        let lora = loras.find(|lora| lora.name == name);
+        lora.cloned().map(Some).ok_or_else(|| {
+            // Whoever sent it knows the worker of before, perhaps; another one may have the adapter.
             let message = format!("this worker does not serve the LoRA adapter '{name}'");
-            convert::error(Code::NotFound, message, "model")
+            convert::error(Code::Unavailable, message, "model")
         })
     }
 

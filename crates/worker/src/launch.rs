@@ -10,11 +10,11 @@ use std::{
 
 use stator_common::{WorkerId, card::Role, scratch};
 use stator_engine::{
-    Attach, Config as EngineConfig, Launch, Lora, Simulate, Spawn, Waits, flags::Given, model,
+    Attach, Config as EngineConfig, Launch, Simulate, Spawn, Waits, flags::Given, model,
 };
 
 use crate::{
-    adapters::{self, Adapter, AdapterError},
+    adapters::{self, Adapter, AdapterError, Found},
     cli::EngineKind,
     config::Config,
     kv_events::{KvEvents, KvEventsError},
@@ -115,7 +115,11 @@ pub(crate) fn engines(
     let transfer = Transfer::new(config, role, host, &run_dirs, &environment)?;
     let kv_events = KvEvents::new(config, host, &run_dirs)?;
     let adapters = adapters::read(&config.engine_args, &config.names())?;
-    let loras: Vec<Lora> = adapters.iter().map(|one| one.lora.clone()).collect();
+    let adapters = adapters
+        .into_iter()
+        .map(Found::hash)
+        .collect::<Result<Vec<_>, _>>()?;
+    let loaded: Vec<_> = adapters.iter().map(|one| one.loaded.clone()).collect();
     let configs = (0..ranks)
         .zip(run_dirs)
         .map(|(rank, run_dir)| {
@@ -126,7 +130,7 @@ pub(crate) fn engines(
                 dp_rank: rank,
                 lockstep: None,
                 vocab_size: None,
-                adapters: loras.clone(),
+                adapters: loaded.clone(),
                 any_version: config.any_vllm_version,
                 waits: Waits {
                     ready: config.engine_ready_timeout,

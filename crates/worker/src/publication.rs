@@ -1,19 +1,20 @@
 //! Makes a worker known while it has an engine, and takes it back while it has none.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use stator_common::{
     WorkerId,
-    card::{Adapter, Role},
+    card::Role,
     discovery::{Discovery, Registration},
 };
 use stator_engine::Engine;
-use tokio::{task, time};
+use tokio::time;
 use tracing::{info, warn};
 
 use crate::{
-    card, config::Config, files::Files, handler::Serving, kv_events::KvEvents, transfer::Transfer,
+    adapters::Adapter, card, config::Config, files::Files, handler::Serving, kv_events::KvEvents,
+    transfer::Transfer,
 };
 
 /// The wait before a worker that was known once tries to become known again; it doubles up to
@@ -98,7 +99,7 @@ impl Publication<'_> {
         .context("read the model's files")?;
         let mut card = card::describe(config, self.role, self.id, self.address, engines, &files)
             .context("describe a worker without engines")?;
-        card.adapters = self.adapters().await.context("read the LoRA adapters")?;
+        card.adapters = self.serving.adapters.iter().map(Adapter::card).collect();
         card.handoff = self.transfer.card(&config.engine_args);
         card.kv_events = self.kv_events.card(self.serving);
         *self.serving.files.lock() = Arc::new(files);
@@ -110,13 +111,5 @@ impl Publication<'_> {
             .context("make the worker known")?;
         info!(worker = %self.id, place, model = names, adapters = self.serving.adapters.len(), address = self.address, "ready");
         Ok(registration)
-    }
-
-    /// Describes the adapters. They may be large: their files are read on a thread of their own.
-    async fn adapters(&self) -> anyhow::Result<Vec<Adapter>> {
-        let adapters = self.serving.adapters.clone();
-        let describe = move || adapters.iter().map(|adapter| adapter.describe()).collect();
-        let described: io::Result<Vec<Adapter>> = task::spawn_blocking(describe).await?;
-        Ok(described?)
     }
 }

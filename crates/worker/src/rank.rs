@@ -61,7 +61,8 @@ impl Rank {
     ///
     /// # Errors
     /// The first start fails: a wrong flag is not cured by trying again. Later ones are tried for ever. Of
-    /// ranks that step together none can be started again alone, so the death of one is an error too.
+    /// ranks that step together none can be started again alone, so the death of one is an error too. Nor is an
+    /// engine started again whose adapters' files were replaced: the worker is known for those of before.
     pub(crate) async fn run(&self, stop: CancellationToken) -> Result<(), StartError> {
         let mut wait = BACK_OFF_FIRST;
         let mut first = true;
@@ -93,7 +94,9 @@ impl Rank {
                         wait = BACK_OFF_FIRST;
                     }
                 }
-                Err(error) if first => return Err(error),
+                Err(error) if first || matches!(error, StartError::AdapterChanged { .. }) => {
+                    return Err(error);
+                }
                 Err(error) => error!(rank = self.index, %error, "the engine did not start again"),
             }
             info!(

@@ -50,10 +50,11 @@ async fn an_adapter_is_on_the_card_and_answers_otherwise_than_the_model() {
     assert_eq!((base.len(), adapted.len()), (9, 9));
     assert_ne!(base, adapted);
     let unknown = outcome(&client, &of("y", 9)).await;
-    assert_eq!(code(&unknown), worker::Code::NotFound);
+    // Another worker may have it.
+    assert_eq!(code(&unknown), worker::Code::Unavailable);
     let error = unknown.error.expect("an error");
     assert!(
-        error.field == "model" && error.message.contains("'y'"),
+        error.untouched && error.field == "model" && error.message.contains("'y'"),
         "{error:?}"
     );
 
@@ -65,6 +66,23 @@ async fn an_adapter_is_on_the_card_and_answers_otherwise_than_the_model() {
     let _next = cluster.engine(0, "--enable-lora --sim-speedup 0");
     assert_eq!(cluster.card().await, card);
     assert_eq!(outcome(&client, &of("x", 9)).await.tokens, adapted);
+}
+
+#[tokio::test]
+async fn a_worker_ends_rather_than_serve_other_files_under_the_name_that_it_is_known_for() {
+    let folder = adapter();
+    let mut cluster = Cluster::start(serve(folder.path())).await;
+    let dying = cluster.engine(0, "--enable-lora --sim-speedup 0 --sim-die-after-steps 20");
+    cluster.card().await;
+    let client = cluster.client().await;
+    std::fs::write(folder.path().join("adapter_model.safetensors"), "new").expect("write");
+    outcome(&client, &request(1..9, 400)).await;
+    drop(dying);
+    let error = format!("{:#}", cluster.failed().await);
+    assert!(
+        error.contains("adapter `x`") && error.contains("start the worker again"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

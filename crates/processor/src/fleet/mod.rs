@@ -283,12 +283,24 @@ impl Fleet {
         // In this order, so that aggregated workers can be replaced by the two halves, and the other way
         // round, while requests come.
         let is_available = |pool: &Pool| pool.is_available(lora);
+        let lacks = |model: &'static str, adapter: &'static str| {
+            Err(if lora.is_empty() { model } else { adapter })
+        };
         match (is_available(&self.prefill), is_available(&self.decode)) {
             (true, true) => Ok(Way::Disaggregated),
             _ if is_available(&self.agg) => Ok(Way::Aggregated),
-            (true, false) => Err("prefill workers are connected, but no decode worker is"),
-            (false, true) => Err("decode workers are connected, but no prefill worker is"),
-            (false, false) => Err("no worker of this model is connected"),
+            (true, false) => lacks(
+                "prefill workers are connected, but no decode worker is",
+                "prefill workers with this adapter are connected, but no decode worker with it is",
+            ),
+            (false, true) => lacks(
+                "decode workers are connected, but no prefill worker is",
+                "decode workers with this adapter are connected, but no prefill worker with it is",
+            ),
+            (false, false) => lacks(
+                "no worker of this model is connected",
+                "no worker with this adapter is connected",
+            ),
         }
     }
 

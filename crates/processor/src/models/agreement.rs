@@ -1,6 +1,6 @@
 //! When workers that call their models, or their adapters, the same do serve the same, and what is different if not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use stator_common::card::{self, Card};
 use stator_text::{reasoning, tools};
@@ -15,6 +15,7 @@ pub(super) fn check(card: &Card, groups: &HashMap<String, Group>) -> Result<(), 
         return Err("its model has no name".to_owned());
     };
     check_parsers(&card.model)?;
+    check_adapters(card)?;
     if let Some(group) = groups.get(id) {
         if group.fingerprint != card.model.fingerprint() {
             return Err(disagreement(&group.model, &card.model));
@@ -29,19 +30,33 @@ pub(super) fn check(card: &Card, groups: &HashMap<String, Group>) -> Result<(), 
             return Err(format!("other workers serve another adapter as {name}"));
         }
     }
-    let taken = groups.iter().find_map(|(other, group)| {
-        let name = if other == id {
-            // Those of adapters are agreed upon.
-            let mut own = group.model.names.iter().map(String::as_str);
-            own.find(|name| card.serves(name))
-        } else {
-            group
-                .names()
-                .find(|name| card.serves(name) || card.model.names.iter().any(|own| own == name))
-        };
+    // Those of the same model are agreed upon.
+    let mut others = groups.iter().filter(|(other, _)| *other != id);
+    let taken = others.find_map(|(other, group)| {
+        let mut names = group.names();
+        let name =
+            names.find(|name| card.serves(name) || card.model.names.iter().any(|own| own == name));
         Some(format!("the name {} belongs to the model {other}", name?))
     });
     taken.map_or(Ok(()), Err)
+}
+
+/// Says whether a client's name could mean two things, or none, at one worker.
+fn check_adapters(card: &Card) -> Result<(), String> {
+    let mut known = HashSet::new();
+    for adapter in &card.adapters {
+        let name = &adapter.name[..];
+        if name.is_empty() {
+            return Err("one of its adapters has no name".to_owned());
+        }
+        if card.model.names.iter().any(|own| own == name) {
+            return Err(format!("its adapter {name} has a name of its model"));
+        }
+        if !known.insert(name) {
+            return Err(format!("two of its adapters are called {name}"));
+        }
+    }
+    Ok(())
 }
 
 /// Says why answers of a model could not be read: vLLM's own server does not start with such a name, either.
@@ -108,4 +123,28 @@ fn disagreement(ours: &card::Model, theirs: &card::Model) -> String {
 
 fn name(parser: &Option<String>) -> String {
     parser.clone().unwrap_or_else(|| "none".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use stator_testkit::{card, model};
+
+    use super::*;
+
+    #[test]
+    fn the_first_worker_of_a_model_is_refused_too_if_an_adapters_name_is_not_its_own() {
+        let refused = |adapters: &[&str]| {
+            let mut card = card::card("a");
+            card.adapters = adapters.iter().map(|name| model::adapter(name)).collect();
+            check(&card, &HashMap::new()).err()
+        };
+        assert_eq!(refused(&["x", "y"]), None);
+        for (adapters, reason) in [
+            (&["x", "m"][..], "its adapter m has a name of its model"),
+            (&["x", "y", "x"], "two of its adapters are called x"),
+            (&[""], "one of its adapters has no name"),
+        ] {
+            assert_eq!(refused(adapters).as_deref(), Some(reason));
+        }
+    }
 }

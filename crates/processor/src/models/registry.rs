@@ -141,7 +141,7 @@ impl Registry {
             }
             self.gone(&card.worker);
         }
-        self.admit(card);
+        self.admit(card, None);
     }
 
     fn known(&self, worker: &WorkerId) -> Option<&Arc<Card>> {
@@ -152,10 +152,15 @@ impl Registry {
             .or_else(|| self.refused.get(worker).map(|refused| &refused.card))
     }
 
-    fn admit(&mut self, card: Arc<Card>) {
+    /// Uses a worker, if it fits the others.
+    ///
+    /// - `before`: why it was refused, if it was; that again is no news.
+    fn admit(&mut self, card: Arc<Card>, before: Option<&str>) {
         if let Err(reason) = agreement::check(&card, &self.groups) {
-            error!(worker = %card.worker, address = card.address, reason, "worker refused");
-            self.refusals.increment(1);
+            if before != Some(&reason[..]) {
+                error!(worker = %card.worker, address = card.address, reason, "worker refused");
+                self.refusals.increment(1);
+            }
             self.refused
                 .insert(card.worker.clone(), Refused { card, reason });
             return;
@@ -249,7 +254,7 @@ impl Registry {
         }
         // Whoever was refused because of this model, or of an adapter, may fit now.
         for refused in std::mem::take(&mut self.refused).into_values() {
-            self.admit(refused.card);
+            self.admit(refused.card, Some(&refused.reason));
         }
     }
 

@@ -211,7 +211,7 @@ async fn an_adapter_needs_a_worker_of_each_role_that_has_it(config: Config) {
     let answered = stage.ask(&body).await.unwrap();
     assert_eq!(answered.status, 503);
     assert!(
-        answered.error().contains("no decode worker is"),
+        answered.error().contains("no decode worker with it is"),
         "{answered:?}"
     );
 

@@ -100,7 +100,7 @@ async fn without_the_workers_of_an_adapter_it_is_refused_for_now_and_the_model_i
     .await;
     let refused = complete(&stage, "x").await;
     assert_eq!(refused.status, 503, "{refused:?}");
-    assert_eq!(refused.error(), "no worker of this model is connected");
+    assert_eq!(refused.error(), "no worker with this adapter is connected");
     assert!(refused.headers.contains_key("retry-after"));
     assert_eq!(complete(&stage, "model").await.status, 200);
 
@@ -154,7 +154,7 @@ async fn a_worker_whose_adapter_is_another_one_waits_until_the_first_has_left() 
             ),
             (
                 json!("d"),
-                json!("the name org/alias belongs to the model model")
+                json!("its adapter org/alias has a name of its model")
             ),
         ]
     );
@@ -167,6 +167,9 @@ async fn a_worker_whose_adapter_is_another_one_waits_until_the_first_has_left() 
         answered.status == 200
     })
     .await;
+    // It was looked at again, and is refused for the same reason: that is no news.
+    let counted = send(stage.addr, get("/metrics")).await;
+    assert!(counted.text().contains("workers_refused_total 2"));
 }
 
 #[tokio::test]
