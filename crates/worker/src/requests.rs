@@ -137,7 +137,11 @@ impl Requests {
         let unanswered = tables.by_key.values();
         let unanswered = unanswered.filter(|running| !running.progress.started);
         let tokens = unanswered.map(|running| running.work.load(Ordering::Relaxed));
-        (tables.by_key.len() as u64, tokens.sum())
+        // Some come from others.
+        (
+            tables.by_key.len() as u64,
+            tokens.fold(0, u64::saturating_add),
+        )
     }
 
     /// Sends a request to the engine. Under the lock, because its first output may come at once.

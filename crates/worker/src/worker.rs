@@ -18,6 +18,7 @@ use stator_common::{
     nats::Nats,
     plane::Address,
     telemetry::Telemetry,
+    tickets::LineName,
 };
 use stator_engine::{Lockstep, Phase, StartError, State};
 use tokio::{sync::watch, task::JoinSet};
@@ -218,7 +219,8 @@ impl Worker {
             discovery: &*self.discovery,
             serving: &serving,
         };
-        let in_line = InLine::new(&serving, &self.nats, &self.id, &self.plane.advertised)
+        let line = LineName::new(&self.config.namespace, &self.config.names()[0]);
+        let in_line = InLine::new(&serving, &self.nats, &self.id, &self.plane.advertised, line)
             .filter(|_| self.role == Role::Prefill);
         let ended = tokio::select! {
             ended = publication.run() => ended,

@@ -43,7 +43,7 @@ const BACK_OFF_MOST: Duration = Duration::from_secs(1);
 const LEAST_PAYLOAD: usize = 32 << 10;
 
 /// What the subjects begin with on which answers are waited for.
-const INBOX: &str = "stator.inbox";
+pub(crate) const INBOX: &str = "stator.inbox";
 
 /// Messages that wait for one subscription that does not take them. Beyond, the library drops some. Its default; pipes
 /// stay below by their window.
@@ -157,7 +157,7 @@ impl Nats {
             .reconnect_delay_callback(back_off)
             .subscription_capacity(SUBSCRIPTION)
             .custom_inbox_prefix(INBOX)
-            // Ours are made here, of valid parts.
+            // Those of our own are made of valid parts; what comes from elsewhere is looked at where it is read.
             .skip_subject_validation(true)
             .connect(addresses)
             .await

@@ -6,10 +6,11 @@ use async_nats::{Client, RequestErrorKind, Subject, Subscriber};
 use futures::StreamExt;
 use tokio::time::timeout;
 
-use super::{Answer, Invitation, LineError, Offer, Said, Ticket, decode, encode, library};
+use super::{Answer, Invitation, LineError, Offer, Said, Ticket, decode, encode, is_desk, library};
 use crate::{
     ids::WorkerId,
-    nats::{Nats, subject},
+    nats::{INBOX, Nats, subject},
+    plane::is_subject,
 };
 
 /// How often workers are invited. Those that hear nothing for several times as long take no more.
@@ -23,6 +24,12 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// - `place`: of its address on the request plane.
 fn invitations(place: &str) -> String {
     format!("{place}.line")
+}
+
+/// Says whether a text from elsewhere is a subject on which one of us waits for an answer.
+fn is_inbox(text: &str) -> bool {
+    let after = text.strip_prefix(INBOX);
+    after.is_some_and(|after| after.starts_with('.')) && is_subject(text)
 }
 
 /// Where a processor is asked by workers.
@@ -90,7 +97,8 @@ impl Desk {
     pub async fn next(&mut self) -> Option<Heard> {
         loop {
             let message = self.said.next().await?;
-            match (decode(&message.payload), message.reply) {
+            let reply = message.reply.filter(|to| is_inbox(to));
+            match (decode(&message.payload), reply) {
                 (Some(Said::Pulls(worker)), _) => return Some(Heard::Pulls(worker)),
                 (Some(Said::Offers(offer)), Some(to)) => {
                     return Some(Heard::Offers(offer, Reply(to)));
@@ -135,10 +143,12 @@ impl Guest {
         })
     }
 
-    /// Waits for the next invitation, and says from which desk it is. Cancel safe.
+    /// Waits for the next invitation, and says from which desk it is; to which line is the caller's to judge. Cancel
+    /// safe.
     pub async fn invited(&mut self) -> (Invitation, String) {
         while let Some(message) = self.invitations.next().await {
-            if let (Some(invitation), Some(desk)) = (decode(&message.payload), message.reply) {
+            let desk = message.reply.filter(|desk| is_desk(desk));
+            if let (Some(invitation), Some(desk)) = (decode(&message.payload), desk) {
                 return (invitation, desk.to_string());
             }
         }

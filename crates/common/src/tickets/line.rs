@@ -13,10 +13,10 @@ use async_nats::jetstream::{
 };
 use futures::{FutureExt, StreamExt};
 
-use super::{LineError, LineName, Ticket, decode, encode, library};
+use super::{LineError, LineName, Ticket, encode, library, part};
 use crate::{
     ids::WorkerId,
-    nats::{Life, Nats, subject},
+    nats::{Life, Nats},
 };
 
 /// How long a ticket stays, at most: for what a processor leaves behind that ends while no worker takes.
@@ -126,7 +126,7 @@ impl Line {
     /// [`LineError`].
     pub async fn pulls(&self, worker: &WorkerId) -> Result<Pulls, LineError> {
         let anybody = self.consumer("any", self.name.anybody(), Duration::ZERO);
-        let own = format!("for-{}", subject::token(&worker.0));
+        let own = format!("for-{}", part(worker));
         let own = self.consumer(&own, self.name.only(worker), INACTIVE);
         let (own, anybody) = (own.await?, anybody.await?);
         Ok(Pulls {
@@ -235,7 +235,7 @@ impl Pull {
         self.asked = None;
         let message = message.transpose().map_err(library)?;
         Ok(message.map(|message| Taken {
-            ticket: decode(&message.payload),
+            ticket: Ticket::read(&message.payload),
             message,
         }))
     }

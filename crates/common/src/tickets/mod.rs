@@ -27,10 +27,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     ids::WorkerId,
     nats::{NatsError, subject},
+    plane::is_subject,
 };
 
-/// The longest name of a stream: a NATS server takes 255 bytes.
+/// The longest name of a stream or of a consumer: a NATS server takes 255 bytes.
 const LONGEST_NAME: usize = 200;
+
+/// What the subjects of desks begin with.
+const DESKS: &str = "stator.desk.";
 
 /// What a line is called at a NATS server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -68,8 +72,25 @@ impl LineName {
 
     /// Returns the subject of tickets that a worker is to have before others.
     fn only(&self, worker: &WorkerId) -> String {
-        format!("{}.for.{}", self.subject, subject::token(&worker.0))
+        format!("{}.for.{}", self.subject, part(worker))
     }
+}
+
+/// Returns a worker's part of the names that are its own. Different workers have different parts.
+fn part(worker: &WorkerId) -> String {
+    let part = subject::token(&worker.0);
+    if part.len() > LONGEST_NAME {
+        // No other part has a '+'.
+        format!("+{}", blake3::hash(part.as_bytes()).to_hex())
+    } else {
+        part
+    }
+}
+
+/// Says whether a text from elsewhere is the subject of a desk. What is no subject could end up as something else on the
+/// wire.
+fn is_desk(text: &str) -> bool {
+    text.starts_with(DESKS) && is_subject(text)
 }
 
 /// What stands in line.
@@ -79,6 +100,13 @@ pub struct Ticket {
     pub desk: String,
     /// Of the ticket, at that desk.
     pub number: u64,
+}
+
+impl Ticket {
+    /// Reads a ticket; absent: it is not one of ours, or nobody may be asked about it.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        decode(bytes).filter(|ticket: &Self| is_desk(&ticket.desk))
+    }
 }
 
 /// Asks a worker to take from a line.
@@ -183,6 +211,38 @@ mod tests {
             let later = &names[nth + 1..];
             assert!(later.iter().all(|other| other.stream != name.stream));
             assert!(later.iter().all(|other| other.subject != name.subject));
+        }
+    }
+
+    #[test]
+    fn a_worker_has_a_part_of_its_own_that_a_server_takes() {
+        let long = |end: &str| WorkerId(format!("{}{end}", "w.".repeat(200)));
+        let (one, other) = (part(&long("1")), part(&long("2")));
+        assert_ne!(one, other);
+        assert!(one.len() <= LONGEST_NAME && is_subject(&one), "{one}");
+        assert_eq!(part(&WorkerId("w.1".to_owned())), "w=2e1");
+    }
+
+    #[test]
+    fn a_ticket_is_ours_only_if_it_names_a_desk() {
+        let read = |desk: &str| {
+            let desk = desk.to_owned();
+            Ticket::read(&encode(&Ticket { desk, number: 1 }))
+        };
+        assert!(read(&subject::fresh("desk")).is_some());
+        for desk in [
+            "stator.desk.a 5\r\nPUB stator.other 0\r\n",
+            "stator.desk.a\r\nPING",
+            "stator.desk.a b",
+            "stator.desk.*",
+            "stator.desk.>",
+            "stator.desk.",
+            "stator.desk..a",
+            "stator.line.a",
+            "$JS.API.STREAM.DELETE.s",
+            "",
+        ] {
+            assert_eq!(read(desk), None, "{desk:?}");
         }
     }
 

@@ -122,6 +122,38 @@ async fn a_worker_gets_its_own_tickets_and_nobody_elses() {
 }
 
 #[tokio::test]
+async fn a_ticket_whose_desk_is_no_subject_is_not_ours_and_harms_nobody() {
+    let Some(place) = Place::new().await else {
+        return;
+    };
+    let line = place.line().await;
+    let (_, mut pulls) = place.worker("w").await;
+    for desk in ["stator.desk.a\r\nPUB x 0\r\n", "stator.desk.a b", "x.y"] {
+        let desk = desk.to_owned();
+        let ticket = Ticket { desk, number: 1 };
+        let is_there = line.put(None, &ticket).await.expect("it is sent");
+        is_there.await.expect("it is there");
+        let taken = next(&mut pulls).await;
+        assert_eq!(taken.ticket(), None);
+        taken.done().await;
+    }
+    put(&line, None, 2).await;
+    assert_eq!(number(&next(&mut pulls).await), 2);
+    assert!(!pulls.is_over());
+}
+
+#[tokio::test]
+async fn a_worker_whose_name_is_longer_than_a_server_takes_gets_its_own_tickets() {
+    let Some(place) = Place::new().await else {
+        return;
+    };
+    let line = place.line().await;
+    let (mine, mut own) = place.worker(&"w".repeat(400)).await;
+    put(&line, Some(&mine), 1).await;
+    assert_eq!(number(&next(&mut own).await), 1);
+}
+
+#[tokio::test]
 async fn a_line_that_was_lost_with_its_server_is_noticed_and_can_be_opened_again() {
     let Some(mut place) = Place::new().await else {
         return;

@@ -2,9 +2,10 @@
 //!
 //! One queue per model, held by this processor: several processors have a queue each, and know of each other what their
 //! workers' loads say. Where all prefill workers are reached over NATS, whose turn it is is decided for all processors
-//! together: then those who wait here also stand in a line there ([`line`](self)), and workers ask for them. Which of those that wait a free worker takes is [`Backlog`]'s to decide; here is
-//! who waits, and when that is asked: when a prompt comes, when a leg ends, when workers come, and now and then for
-//! what happens by itself (a worker is connected again, or no longer avoided).
+//! together: then those who wait here also stand in a line there ([`line`]), and workers ask for them. Which of those
+//! that wait a free worker takes is [`Backlog`]'s to decide; here is who waits, and when that is asked: when a prompt
+//! comes, when a leg ends, when workers come, and now and then for what happens by itself (a worker is connected again,
+//! or no longer avoided).
 //!
 //! Nobody has to give anything back: who stops waiting leaves the queue, or gives up what it was just given.
 
@@ -260,13 +261,17 @@ impl Queue {
         }
         let now = Instant::now();
         let lost = backlog.remove_if(|waiter| self.is_lost(waiter, now));
+        self.forget_tickets(&lost);
         drop(backlog);
         // Their ends are told by this.
         drop(lost);
         self.leave_before_they_lapse(now);
+        self.leave_where_nobody_asks(now);
         self.serve();
         if self.is_stalled(now) {
-            self.backlog.lock().hurry();
+            let mut backlog = self.backlog.lock();
+            backlog.hurry(|waiter| !waiter.is_in_line());
+            drop(backlog);
             self.serve();
         }
     }

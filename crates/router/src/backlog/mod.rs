@@ -206,11 +206,10 @@ impl<T> Backlog<T> {
         self.drop_at(at)
     }
 
-    /// Lets nobody who waits wait for a busy target any longer: for when those do not become free.
-    pub fn hurry(&mut self) {
-        for one in &mut self.waiting {
-            one.passed = u32::MAX;
-        }
+    /// Lets those of whom that is said wait for no busy target any longer: for when those do not become free.
+    pub fn hurry(&mut self, hurries: impl Fn(&T) -> bool) {
+        let hurried = self.waiting.iter_mut().filter(|one| hurries(&one.item));
+        hurried.for_each(|one| one.passed = u32::MAX);
     }
 
     /// Lets a prompt give up.

@@ -31,7 +31,8 @@ const FORGOTTEN: Duration = INVITE_EVERY.saturating_mul(10);
 /// How often it is looked for what nobody says: promises that are over, connections that are lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// How long tickets of a processor that did not answer are given back unasked.
+/// How long tickets of a processor that did not answer are given back unasked, and at most those of one that has nothing
+/// for this worker.
 const SILENT_FOR: Duration = Duration::from_secs(2);
 
 /// Takes prompts for a worker.
@@ -41,11 +42,12 @@ pub(crate) struct InLine<'a> {
     worker: &'a WorkerId,
     /// Of the worker's address.
     place: &'a str,
+    /// Of the worker's model. An invitation to any other is not one to follow.
+    line: LineName,
 }
 
 /// The line that the worker takes from.
 struct Open {
-    name: LineName,
     pulls: Pulls,
     invited: Instant,
 }
@@ -56,11 +58,13 @@ struct Complaint(Option<String>);
 
 impl<'a> InLine<'a> {
     /// - `address`: where processors reach the worker; absent result: they do not by NATS.
+    /// - `line`: of its model.
     pub(crate) fn new(
         serving: &'a Serving,
         nats: &'a Nats,
         worker: &'a WorkerId,
         address: &'a Address,
+        line: LineName,
     ) -> Option<Self> {
         let Address::Nats(place) = address else {
             return None;
@@ -70,6 +74,7 @@ impl<'a> InLine<'a> {
             nats,
             worker,
             place,
+            line,
         })
     }
 
@@ -83,7 +88,7 @@ impl<'a> InLine<'a> {
             time::sleep(INVITE_EVERY).await;
         };
         let mut open: Option<Open> = None;
-        let mut silent: HashMap<String, Instant> = HashMap::new();
+        let mut leaves: HashMap<String, Instant> = HashMap::new();
         let mut complaint = Complaint::default();
         loop {
             if open.as_ref().is_some_and(Open::is_over) {
@@ -100,17 +105,17 @@ impl<'a> InLine<'a> {
             tokio::select! {
                 (invitation, desk) = guest.invited() => {
                     match self.enter(&mut open, invitation).await {
-                        Ok(true) => {
-                            complaint = Complaint::default();
-                            guest.accept(desk).await;
-                        }
+                        Ok(true) => guest.accept(desk).await,
                         // That processor keeps its prompts to itself then.
                         Ok(false) => debug!(desk, "invited to another line"),
                         Err(error) => complaint.say(&error),
                     }
                 }
                 taken = next(&mut open) => match taken {
-                    Ok(Some(taken)) => self.see_to(taken, &guest, &mut silent).await,
+                    Ok(Some(taken)) => {
+                        complaint = Complaint::default();
+                        self.see_to(taken, &guest, &mut leaves).await;
+                    }
                     Ok(None) => {}
                     // Opened again when it is invited.
                     Err(error) => {
@@ -124,18 +129,18 @@ impl<'a> InLine<'a> {
         }
     }
 
-    /// Opens the line of an invitation, if it is not open, and says whether it is: a worker takes from one.
+    /// Opens the line of an invitation, if it is not open, and says whether it is: a worker takes from its model's only.
     async fn enter(
         &self,
         open: &mut Option<Open>,
         Invitation { line: name }: Invitation,
     ) -> Result<bool, LineError> {
+        if name != self.line {
+            return Ok(false);
+        }
         if let Some(open) = open {
-            let is_same = open.name == name;
-            if is_same {
-                open.invited = Instant::now();
-            }
-            return Ok(is_same);
+            open.invited = Instant::now();
+            return Ok(true);
         }
         let line = Line::open(self.nats, &name).await?;
         let pulls = line.pulls(self.worker).await?;
@@ -144,7 +149,6 @@ impl<'a> InLine<'a> {
             "takes prompts from the line when it has room"
         );
         *open = Some(Open {
-            name,
             pulls,
             invited: Instant::now(),
         });
@@ -152,7 +156,9 @@ impl<'a> InLine<'a> {
     }
 
     /// Offers to compute the prompt of a ticket.
-    async fn see_to(&self, taken: Taken, guest: &Guest, silent: &mut HashMap<String, Instant>) {
+    ///
+    /// - `leaves`: until when it leaves the tickets of a desk alone.
+    async fn see_to(&self, taken: Taken, guest: &Guest, leaves: &mut HashMap<String, Instant>) {
         let Some(ticket) = taken.ticket().cloned() else {
             return taken.done().await;
         };
@@ -162,9 +168,9 @@ impl<'a> InLine<'a> {
             return taken.back(None).await;
         }
         let now = Instant::now();
-        silent.retain(|_, until| now < *until);
-        if silent.contains_key(&ticket.desk) {
-            return taken.back(Some(SILENT_FOR)).await;
+        leaves.retain(|_, until| now < *until);
+        if let Some(until) = leaves.get(&ticket.desk) {
+            return taken.back(Some(*until - now)).await;
         }
         match guest.offer(&ticket, ranks).await {
             Ok(Answer::Sent {
@@ -176,10 +182,15 @@ impl<'a> InLine<'a> {
                 taken.done().await;
             }
             Ok(Answer::Over) | Err(Unanswered::Gone) => taken.done().await,
-            Ok(Answer::Later { ms }) => taken.back(Some(Duration::from_millis(ms))).await,
+            Ok(Answer::Later { ms }) => {
+                // Of all that wait there none is for this worker.
+                let pause = Duration::from_millis(ms).min(SILENT_FOR);
+                leaves.insert(ticket.desk, Instant::now() + pause);
+                taken.back(Some(pause)).await;
+            }
             Err(Unanswered::Silent) => {
                 debug!(desk = ticket.desk, "a processor does not answer");
-                silent.insert(ticket.desk, Instant::now() + SILENT_FOR);
+                leaves.insert(ticket.desk, Instant::now() + SILENT_FOR);
                 taken.back(Some(SILENT_FOR)).await;
             }
         }
@@ -194,7 +205,7 @@ impl<'a> InLine<'a> {
             let coming = self.serving.promises.to(active.rank);
             let load = Load {
                 requests: requests + coming.requests,
-                prefill_tokens: tokens + coming.tokens,
+                prefill_tokens: tokens.saturating_add(coming.tokens),
                 ..Load::default()
             };
             let room = Room {

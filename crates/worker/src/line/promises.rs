@@ -104,7 +104,7 @@ impl Promises {
         let to_rank = inner.expected.values().filter(|one| one.rank == rank);
         to_rank.fold(OnItsWay::default(), |sum, one| OnItsWay {
             requests: sum.requests + 1,
-            tokens: sum.tokens + one.tokens,
+            tokens: sum.tokens.saturating_add(one.tokens),
         })
     }
 }
@@ -132,6 +132,14 @@ mod tests {
         assert_eq!(promises.to(1).tokens, 20);
         tokio::time::advance(ON_ITS_WAY * 2).await;
         assert_eq!(promises.to(1), OnItsWay::default());
+    }
+
+    #[test]
+    fn what_a_processor_says_too_much_is_a_lot_and_no_more() {
+        let promises = Promises::default();
+        promises.promised("a".to_owned(), 0, u64::MAX);
+        promises.promised("b".to_owned(), 0, u64::MAX);
+        assert_eq!(promises.to(0).tokens, u64::MAX);
     }
 
     #[tokio::test(start_paused = true)]

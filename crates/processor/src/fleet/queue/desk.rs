@@ -157,7 +157,7 @@ impl Clerk {
             }
             Verdict::Unknown => {}
             Verdict::Not(workers) => self.close(format!(
-                "prefill workers do not take from it: {}; they need --request-plane nats and a login that may use JetStream",
+                "prefill workers do not take from it: {}; they need --request-plane nats, a login that may use JetStream, and the same --namespace",
                 workers.join(", ")
             )),
         }

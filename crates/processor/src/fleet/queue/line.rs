@@ -21,8 +21,9 @@ use stator_common::tickets::{Answer, Offer, line};
 use stator_router::backlog::{Backlog, Claim, Fit, Place, Pulled};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
+use tracing::debug;
 
-use super::{Queue, Waiter};
+use super::{Queue, STALLED, Waiter};
 use crate::pool::{Ask, Availability, Target};
 
 /// How long a prompt is kept for workers that have more of it cached, at most.
@@ -37,6 +38,9 @@ const LEAST_KEPT: Duration = Duration::from_millis(2);
 /// The longest pause of a ticket: others that may have it at once should not wait for it for long.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a worker leaves the prompts of this queue alone, none of which is for it.
+const NOT_FOR_IT: Duration = Duration::from_millis(200);
+
 /// When prompts leave the line, before the server drops their tickets.
 const MOST_IN_LINE: Duration = line::MAX_AGE.saturating_sub(Duration::from_secs(60));
 
@@ -50,10 +54,21 @@ pub(super) struct Put {
 /// Which prompts are in line. Locked after the backlog, if both are.
 #[derive(Default)]
 pub(super) struct Tickets {
-    places: HashMap<u64, Place>,
+    given: HashMap<u64, Given>,
     last: u64,
+    /// Since when workers have had nothing to do, and did not ask for anybody who is in line.
+    idle: HashMap<WorkerId, Instant>,
     /// Takes tickets to the line while that is open.
     clerk: Option<UnboundedSender<Put>>,
+}
+
+/// A ticket in the line.
+#[derive(Clone, Copy)]
+struct Given {
+    /// Who waits by it.
+    place: Place,
+    /// When it was put in, whoever waited by it then.
+    since: Instant,
 }
 
 /// No ticket.
@@ -75,13 +90,23 @@ impl Tickets {
             return NONE;
         }
         self.last = number;
-        self.places.insert(number, place);
+        let since = Instant::now();
+        self.given.insert(number, Given { place, since });
         number
     }
 
     /// Forgets a ticket.
     pub(super) fn forget(&mut self, number: u64) -> Option<Place> {
-        self.places.remove(&number)
+        self.given.remove(&number).map(|given| given.place)
+    }
+}
+
+impl Tickets {
+    /// Returns those that were put in so long ago.
+    fn older(&self, age: Duration, now: Instant) -> impl Iterator<Item = u64> {
+        let given = self.given.iter();
+        let old = given.filter(move |(_, given)| now.duration_since(given.since) >= age);
+        old.map(|(number, _)| *number)
     }
 }
 
@@ -103,7 +128,8 @@ impl Queue {
         let backlog = self.backlog.lock();
         let mut tickets = self.tickets.lock();
         tickets.clerk = None;
-        tickets.places.clear();
+        tickets.given.clear();
+        tickets.idle.clear();
         drop(tickets);
         for waiter in backlog.iter() {
             waiter.number.store(NONE, Ordering::Relaxed);
@@ -120,7 +146,7 @@ impl Queue {
     /// Lets anybody have a prompt that was kept for somebody, if it still waits.
     pub(super) fn let_anybody(&self, number: u64) {
         let tickets = self.tickets.lock();
-        if tickets.places.contains_key(&number)
+        if tickets.given.contains_key(&number)
             && let Some(clerk) = &tickets.clerk
         {
             let first = None;
@@ -140,7 +166,7 @@ impl Queue {
     pub(super) fn waits_since(&self, then: u64) -> bool {
         self.tickets
             .lock()
-            .places
+            .given
             .keys()
             .any(|number| *number <= then)
     }
@@ -162,22 +188,73 @@ impl Queue {
 
     /// Says whether somebody still waits by a ticket.
     pub(super) fn waits(&self, number: u64) -> bool {
-        self.tickets.lock().places.contains_key(&number)
+        self.tickets.lock().given.contains_key(&number)
     }
 
     /// Lets those leave the line whose tickets the server is about to drop.
     pub(super) fn leave_before_they_lapse(&self, now: Instant) {
         let backlog = self.backlog.lock();
-        let old = |waiter: &&Waiter| {
-            waiter.is_in_line() && now.duration_since(waiter.since) >= MOST_IN_LINE
-        };
-        let old: Vec<u64> = backlog
-            .iter()
-            .filter(old)
-            .map(|waiter| waiter.number.load(Ordering::Relaxed))
-            .collect();
+        let old: Vec<u64> = self.tickets.lock().older(MOST_IN_LINE, now).collect();
         old.into_iter()
             .for_each(|number| self.leave(&backlog, number));
+    }
+
+    /// Lets those leave the line for whom a worker has been idle that could have asked for them: something is wrong with
+    /// the line, or with that worker's view of it.
+    pub(super) fn leave_where_nobody_asks(&self, now: Instant) {
+        let backlog = self.backlog.lock();
+        let targets = self.prefill.targets();
+        let free: SmallVec<[&Arc<Target>; 16]> = targets.iter().filter(is_idle).collect();
+        let mut tickets = self.tickets.lock();
+        if tickets.given.is_empty() {
+            tickets.idle.clear();
+            return;
+        }
+        let idle = &mut tickets.idle;
+        idle.retain(|worker, _| free.iter().any(|target| target.worker.id() == worker));
+        let unasked = |target: &&Arc<Target>| {
+            let since = *idle.entry(target.worker.id().clone()).or_insert(now);
+            now.duration_since(since) >= STALLED
+        };
+        let unasked: SmallVec<[&Arc<Target>; 16]> = free.iter().copied().filter(unasked).collect();
+        if unasked.is_empty() {
+            return;
+        }
+        let old: Vec<u64> = tickets.older(STALLED, now).collect();
+        drop(tickets);
+        let mut left = 0;
+        for number in old {
+            let waiter = self.by_ticket(&backlog, number);
+            let suits = waiter.is_some_and(|waiter| {
+                let ask = waiter.ask();
+                let mut unasked = unasked.iter();
+                unasked.any(|target| self.suits(&waiter.order, &ask, target))
+            });
+            if suits {
+                self.leave(&backlog, number);
+                left += 1;
+            }
+        }
+        if left > 0 {
+            debug!(
+                prompts = left,
+                "an idle worker does not ask for prompts; they leave the line"
+            );
+        }
+    }
+
+    /// Forgets the tickets of those who do not wait any more.
+    pub(super) fn forget_tickets(&self, gone: &[Waiter]) {
+        let mut tickets = self.tickets.lock();
+        for waiter in gone {
+            tickets.forget(waiter.number.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Returns who waits by a ticket.
+    fn by_ticket<'a>(&self, backlog: &'a Backlog<Waiter>, number: u64) -> Option<&'a Waiter> {
+        let given = self.tickets.lock().given.get(&number).copied()?;
+        backlog.get(given.place)
     }
 
     /// Returns who is to have a prompt first, and for how long.
@@ -224,6 +301,7 @@ impl Queue {
 
     fn try_answer(&self, offer: &Offer) -> Answer {
         let mut backlog = self.backlog.lock();
+        self.tickets.lock().idle.remove(&offer.worker);
         if !self.waits(offer.number) {
             return Answer::Over;
         }
@@ -235,6 +313,9 @@ impl Queue {
                 && target.availability() == Availability::Open
         };
         let among: SmallVec<[Arc<Target>; 16]> = targets.iter().filter(is_meant).cloned().collect();
+        if among.is_empty() {
+            return self.decline(&backlog, offer, &targets);
+        }
         let now = Instant::now();
         let pulled = backlog.pull(targets.len(), |waiter| {
             self.claim(waiter, &targets, &among, now)
@@ -243,14 +324,9 @@ impl Queue {
             Pulled::Take(place) => place,
             Pulled::Later(pause) => {
                 let pause = pause.clamp(LEAST_KEPT, LONGEST_PAUSE);
-                let ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-                return Answer::Later { ms };
+                return later(pause);
             }
-            // Not from here to there.
-            Pulled::Nothing => {
-                self.leave(&backlog, offer.number);
-                return Answer::Over;
-            }
+            Pulled::Nothing => return self.decline(&backlog, offer, &targets),
         };
         let booked = backlog.get(place).and_then(|waiter| {
             self.prefill.choose(&Ask {
@@ -258,8 +334,11 @@ impl Queue {
                 ..waiter.ask()
             })
         });
-        let (Some(booked), Some(waiter)) = (booked, backlog.take(place)) else {
+        let Some(booked) = booked else {
             self.leave(&backlog, offer.number);
+            return Answer::Over;
+        };
+        let Some(waiter) = backlog.take(place) else {
             return Answer::Over;
         };
         self.pass_on(&backlog, offer.number, &waiter);
@@ -273,17 +352,36 @@ impl Queue {
         answer
     }
 
+    /// Answers a worker for which there is nothing from here: its ticket is for others, if there are any.
+    fn decline(&self, backlog: &Backlog<Waiter>, offer: &Offer, targets: &[Arc<Target>]) -> Answer {
+        let has_others = self.by_ticket(backlog, offer.number).is_some_and(|waiter| {
+            let ask = waiter.ask();
+            targets.iter().any(|target| {
+                target.availability() == Availability::Open
+                    && self.suits(&waiter.order, &ask, target)
+            })
+        });
+        debug!(worker = %offer.worker, has_others, "a worker asks that is not to have what waits here");
+        if has_others {
+            return later(NOT_FOR_IT);
+        }
+        self.leave(backlog, offer.number);
+        Answer::Over
+    }
+
     /// Gives the ticket of somebody who was served by another's to that one.
     fn pass_on(&self, backlog: &Backlog<Waiter>, used: u64, served: &Waiter) {
         let own = served.number.load(Ordering::Relaxed);
         let mut tickets = self.tickets.lock();
-        tickets.forget(own);
+        let passed = tickets.given.remove(&own);
+        let left = tickets.forget(used);
         // Absent where it was one and the same.
-        if let Some(place) = tickets.forget(used)
+        if let Some(place) = left
             && let Some(waiter) = backlog.get(place)
+            && let Some(Given { since, .. }) = passed
         {
             waiter.number.store(own, Ordering::Relaxed);
-            tickets.places.insert(own, place);
+            tickets.given.insert(own, Given { place, since });
         }
     }
 
@@ -301,6 +399,13 @@ impl Queue {
             return Claim::Never;
         }
         let ask = waiter.ask();
+        // Before anything is looked up for it.
+        if !among
+            .iter()
+            .any(|target| self.suits(&waiter.order, &ask, target))
+        {
+            return Claim::Never;
+        }
         let fits = self.fits_of(&ask, targets);
         let mut most = 0;
         let mut here = None;
@@ -333,4 +438,17 @@ impl Queue {
         self.prefill.fits(ask, targets, &mut fits);
         fits
     }
+}
+
+/// Says whether a target does nothing, as far as is known, for whichever processor.
+fn is_idle(target: &&Arc<Target>) -> bool {
+    target.availability() == Availability::Open
+        && target.has_prefill_room()
+        && target.load().prefill_tokens == 0
+}
+
+/// Lets a worker ask again after a while.
+fn later(pause: Duration) -> Answer {
+    let ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    Answer::Later { ms }
 }
