@@ -178,7 +178,126 @@ def test_prompts_of_a_worker_that_was_killed_are_computed_by_others(settings, na
         topology.wait_idle()
 
 
-def test_everybody_is_answered_when_the_server_starts_again(settings, nats):
+def test_everybody_is_told_when_the_server_starts_again_and_the_line_opens_again(settings, nats):
+    with served(settings, nats) as topology:
+        with asked(topology.processors, 24) as answers:
+            wait_waiting(topology.processor, 3)
+            nats.process.kill()
+            nats.start()
+        # While no worker is connected, who comes and who waits is told so; nobody hangs.
+        told = {answer.result().status_code for answer in answers}
+        assert told <= {200, 503}, [answer.result().text for answer in answers]
+        wait_until("the line is open", lambda: all(queue(each)["shared"] for each in topology.processors))
+        yield topology
+
+
+def queue(processor: Processor) -> dict:
+    return processor.api.get("/workers").json["models"][0]["prefill_queue"]
+
+
+def taken(topology: Topology) -> dict[str, int]:
+    """How many prompts each prefill worker got."""
+    names = {worker.id: worker.name for worker in topology.of_role("prefill")}
+    counts = dict.fromkeys(names.values(), 0)
+    for processor in topology.processors:
+        for target in processor.targets():
+            if target["role"] == "prefill" and target["worker"] in names:
+                counts[names[target["worker"]]] += target["decisions"]
+    return counts
+
+
+def ask(processor: Processor, text: str, **fields) -> httpx.Response:
+    """A completion over a connection of its own."""
+    body = {"prompt": text, "max_tokens": 2, "temperature": 0} | fields
+    return httpx.post(f"{processor.api.url}/v1/completions", json=body, timeout=90, trust_env=False)
+
+
+@contextmanager
+def asked(processors: list[Processor], count: int) -> Iterator[list[concurrent.futures.Future]]:
+    """So many prompts at once, each processor in turn."""
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        turns = itertools.cycle(processors)
+        yield [pool.submit(ask, next(turns), prompt()) for _ in range(count)]
+
+
+def wait_waiting(processor: Processor, least: int) -> None:
+    wait_until(f"{least} prompts wait", lambda: queue(processor)["requests"] >= least)
+
+
+def test_two_processors_share_a_line_and_a_slow_worker_gets_fewer(settings, nats):
+    with served(settings, nats, (STEADY, STEADY, SLOW)) as topology:
+        with asked(topology.processors, 36) as answers:
+            wait_waiting(topology.processors[1], 4)
+        assert [answer.result().status_code for answer in answers] == [200] * 36
+        counts = taken(topology)
+        assert sum(counts.values()) == 36, counts
+        fast = min(counts["prefill-0"], counts["prefill-1"])
+        assert 0 < counts["prefill-2"] < fast * 0.6, counts
+        topology.wait_idle()
+
+
+def test_a_prompt_goes_to_the_worker_that_has_its_beginning(settings, nats):
+    told = (*STEADY, "--kv-relay", "embedded")
+    with served(settings, nats, (told,) * 3, router="kv") as topology:
+        beginning = prompt()
+        before = taken(topology)
+        assert ask(topology.processor, beginning).status_code == 200
+        after = taken(topology)
+        home = max(after, key=lambda name: after[name] - before[name])
+        ids = {worker.name: worker.id for worker in topology.of_role("prefill")}
+
+        def knows(processor: Processor) -> bool:
+            caches = {target["worker"]: target["cache"]["device_blocks"] for target in processor.targets()}
+            return caches[ids[home]] > 0
+
+        wait_until("both know of the cache", lambda: all(knows(each) for each in topology.processors))
+        for turn in range(8):
+            assert ask(topology.processors[turn % 2], f"{beginning} {prompt(4)}").status_code == 200
+        assert taken(topology)[home] - after[home] == 8, (home, after, taken(topology))
+
+
+def test_who_waits_behind_a_processor_that_was_killed_is_served(settings, nats):
+    with served(settings, nats) as topology:
+        mine, lost = topology.processors
+        with asked([lost], 24) as answers:
+            wait_waiting(lost, 8)
+            with asked([mine], 6) as own:
+                wait_waiting(mine, 1)
+                lost.process.kill()
+                # What ran for the lost one, some six of its prompts, was given up; its tickets cost a question each.
+                wait_until("those behind another are answered", lambda: all(answer.done() for answer in own))
+            assert [answer.result().status_code for answer in own] == [200] * 6
+            assert queue(mine)["shared"]
+        # The first may have been answered before.
+        assert sum(answer.exception() is not None for answer in answers) >= 8
+        topology.processors.remove(lost)
+        topology.wait_idle()
+
+
+def test_a_processor_that_hangs_holds_nobody_up_and_goes_on(settings, nats):
+    with served(settings, nats) as topology:
+        mine, slow = topology.processors
+        with asked([slow], 18) as answers:
+            wait_waiting(slow, 6)
+            with frozen(slow.process.pid), asked([mine], 6) as own:
+                pass
+            assert [answer.result().status_code for answer in own] == [200] * 6
+        assert [answer.result().status_code for answer in answers] == [200] * 18
+        topology.wait_idle()
+
+
+def test_prompts_of_a_worker_that_was_killed_are_computed_by_others(settings, nats):
+    with served(settings, nats) as topology:
+        with asked(topology.processors, 24) as answers:
+            wait_waiting(topology.processor, 3)
+            topology.of_role("prefill")[0].kill()
+        assert [answer.result().status_code for answer in answers] == [200] * 24
+        lost = topology.of_role("prefill")[0]
+        topology.workers.remove(lost)
+        topology.wait_idle()
+
+
+def test_everybody_is_told_when_the_server_starts_again_and_the_line_opens_again(settings, nats):
     with served(settings, nats) as topology:
         with asked(topology.processors, 24) as answers:
             wait_waiting(topology.processor, 3)
