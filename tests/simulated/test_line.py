@@ -140,7 +140,7 @@ def test_a_prompt_goes_to_the_worker_that_has_its_beginning(settings, nats):
 def test_who_waits_behind_a_processor_that_was_killed_is_served(settings, nats):
     with served(settings, nats) as topology:
         mine, lost = topology.processors
-        with asked([lost], 24) as answers:
+        with asked([lost], 48) as answers:
             wait_waiting(lost, 8)
             with asked([mine], 6) as own:
                 wait_waiting(mine, 1)
@@ -259,7 +259,7 @@ def test_a_prompt_goes_to_the_worker_that_has_its_beginning(settings, nats):
 def test_who_waits_behind_a_processor_that_was_killed_is_served(settings, nats):
     with served(settings, nats) as topology:
         mine, lost = topology.processors
-        with asked([lost], 24) as answers:
+        with asked([lost], 48) as answers:
             wait_waiting(lost, 8)
             with asked([mine], 6) as own:
                 wait_waiting(mine, 1)
