@@ -9,7 +9,7 @@ import concurrent.futures
 import itertools
 import random
 import string
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,11 +179,20 @@ def test_prompts_of_a_worker_that_was_killed_are_computed_by_others(settings, na
 
 
 def test_everybody_is_told_when_the_server_starts_again_and_the_line_opens_again(settings, nats):
+    def waiting() -> int:
+        return sum(queue(processor)["requests"] for processor in topology.processors)
+
     with served(settings, nats) as topology:
-        with asked(topology.processors, 24) as answers:
-            wait_waiting(topology.processor, 3)
-            nats.process.kill()
-            nats.start()
+        prefill = [worker.process.pid for worker in topology.of_role("prefill")]
+        # Who comes while nobody is connected is refused: so all are there before.
+        with ExitStack() as held:
+            held.enter_context(frozen(*prefill))
+            with asked(topology.processors, 24) as answers:
+                wait_until("all wait", lambda: waiting() == 24)
+                held.close()
+                wait_until("the first are computed", lambda: waiting() < 24)
+                nats.process.kill()
+                nats.start()
         told = [answer.result() for answer in answers]
         # A prompt that a worker computed at that moment is told so; who waited notices nothing.
         assert {answer.status_code for answer in told} <= {200, 502, 503}, [answer.text for answer in told]
