@@ -7,6 +7,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::adapter;
+
 /// Returns the folder of a model as vLLM resolves it: a path, or a repository name whose snapshot is in
 /// the Hugging Face cache. `None` if there is neither.
 pub fn folder(model: &str) -> Option<PathBuf> {
@@ -14,8 +16,8 @@ pub fn folder(model: &str) -> Option<PathBuf> {
 }
 
 /// Returns the folder of a LoRA adapter, in the same way.
-pub fn adapter_folder(adapter: &str) -> Option<PathBuf> {
-    folder_with(adapter, "adapter_config.json")
+pub fn adapter_folder(name: &str) -> Option<PathBuf> {
+    folder_with(name, adapter::CONFIG)
 }
 
 fn folder_with(name: &str, file: &str) -> Option<PathBuf> {
