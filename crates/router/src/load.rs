@@ -69,6 +69,20 @@ struct Counters {
 }
 
 impl Counters {
+    /// Adds a prompt of which so many tokens are to be computed.
+    fn computes(&self, uncached: u64) {
+        self.prefill_tokens.fetch_add(uncached, Ordering::Relaxed);
+        self.prompts
+            .fetch_add(u64::from(uncached > 0), Ordering::Relaxed);
+    }
+
+    /// Takes back what [`Counters::computes`] added.
+    fn computed(&self, uncached: u64) {
+        self.prefill_tokens.fetch_sub(uncached, Ordering::Relaxed);
+        self.prompts
+            .fetch_sub(u64::from(uncached > 0), Ordering::Relaxed);
+    }
+
     fn load(&self) -> Load {
         Load {
             requests: self.requests.load(Ordering::Relaxed),
@@ -131,10 +145,7 @@ impl Ledger {
                 .fetch_add(share.prompt, Ordering::Relaxed);
             Stage::Decode(share.prompt)
         } else {
-            counters.prefill_tokens.fetch_add(own, Ordering::Relaxed);
-            counters
-                .prompts
-                .fetch_add(u64::from(own > 0), Ordering::Relaxed);
+            counters.computes(own);
             Stage::Prefill {
                 uncached: own,
                 prompt: share.prompt,
@@ -180,12 +191,7 @@ impl Booking {
         let (tokens, grown) = match self.stage {
             Stage::Decode(tokens) => (tokens + count, count),
             Stage::Prefill { uncached, prompt } => {
-                self.counters
-                    .prefill_tokens
-                    .fetch_sub(uncached, Ordering::Relaxed);
-                self.counters
-                    .prompts
-                    .fetch_sub(u64::from(uncached > 0), Ordering::Relaxed);
+                self.counters.computed(uncached);
                 (prompt + count, prompt + count)
             }
         };
@@ -202,12 +208,7 @@ impl Drop for Booking {
     fn drop(&mut self) {
         match self.stage {
             Stage::Prefill { uncached, .. } => {
-                self.counters
-                    .prefill_tokens
-                    .fetch_sub(uncached, Ordering::Relaxed);
-                self.counters
-                    .prompts
-                    .fetch_sub(u64::from(uncached > 0), Ordering::Relaxed);
+                self.counters.computed(uncached);
             }
             Stage::Decode(tokens) => {
                 self.counters

@@ -77,6 +77,26 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// Returns what came out for all requests.
+    ///
+    /// - `ttft`: seconds, in any order.
+    /// - `cached`: tokens that came from caches.
+    /// - `balance`: the sum of what was looked at now and then, and how often that was.
+    pub(crate) fn of(
+        requests: &[Request],
+        mut ttft: Vec<f64>,
+        cached: usize,
+        balance: (f64, f64),
+    ) -> Self {
+        ttft.sort_by(f64::total_cmp);
+        let prompts: usize = requests.iter().map(|request| request.prompt).sum();
+        Self {
+            ttft,
+            hits: cached as f64 / prompts as f64,
+            balance: balance.0 / balance.1.max(1.0),
+        }
+    }
+
     /// Returns a quantile of the times to first tokens.
     pub(crate) fn ttft(&self, share: f64) -> f64 {
         let at = (self.ttft.len() as f64 * share) as usize;
@@ -304,13 +324,7 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    fn outcome(mut self) -> Outcome {
-        self.ttft.sort_by(f64::total_cmp);
-        let prompts: usize = self.requests.iter().map(|request| request.prompt).sum();
-        Outcome {
-            ttft: self.ttft,
-            hits: self.cached as f64 / prompts as f64,
-            balance: self.balance.0 / self.balance.1.max(1.0),
-        }
+    fn outcome(self) -> Outcome {
+        Outcome::of(self.requests, self.ttft, self.cached, self.balance)
     }
 }

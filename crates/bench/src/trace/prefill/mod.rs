@@ -348,13 +348,7 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    fn outcome(mut self) -> Outcome {
-        self.ttft.sort_by(f64::total_cmp);
-        let prompts: usize = self.requests.iter().map(|request| request.prompt).sum();
-        Outcome {
-            ttft: self.ttft,
-            hits: self.cached as f64 / prompts as f64,
-            balance: self.balance.0 / self.balance.1.max(1.0),
-        }
+    fn outcome(self) -> Outcome {
+        Outcome::of(self.requests, self.ttft, self.cached, self.balance)
     }
 }
