@@ -11,6 +11,7 @@
 
 pub(super) mod desk;
 mod line;
+mod tickets;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +30,7 @@ use tokio::time::Instant;
 use super::handoff::{Failures, no_pair};
 use super::{Order, Rules};
 use crate::pool::{Ask, Availability, Booked, DispatchError, Pool, Target};
-use line::Tickets;
+use tickets::Tickets;
 
 /// How often it is looked whether workers take prompts again that took none, without anybody saying so.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -67,7 +68,7 @@ struct Waiter {
     /// Since when nobody who could take it is connected.
     lonely: Mutex<Option<Instant>>,
     since: Instant,
-    /// Of the ticket by which it is in line; [`line::NONE`]: it is served from here.
+    /// Of the ticket by which it is in line; [`tickets::NONE`]: it is served from here.
     number: AtomicU64,
 }
 
@@ -164,7 +165,7 @@ impl Queue {
             granted: grant,
             lonely: Mutex::default(),
             since,
-            number: AtomicU64::new(line::NONE),
+            number: AtomicU64::new(tickets::NONE),
         };
         let is_new = waiter.tried.is_empty();
         let work = self.prefill.least_work(&waiter.ask());

@@ -20,7 +20,7 @@ use tokio::time::{self, Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 use super::Queue;
-use super::line::Put;
+use super::tickets::Put;
 use crate::pool::Availability;
 
 /// How long a worker may leave invitations unanswered.

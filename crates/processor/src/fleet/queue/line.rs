@@ -10,7 +10,6 @@
 //! then stands in line by the other's ticket. A prompt is kept from workers that have less of it cached than another
 //! for as long as it would take them to compute what they lack.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,11 +17,12 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use stator_common::WorkerId;
 use stator_common::tickets::{Answer, Offer, line};
-use stator_router::backlog::{Backlog, Claim, Fit, Place, Pulled};
+use stator_router::backlog::{Backlog, Claim, Fit, Pulled};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::tickets::{NONE, Put};
 use super::{Queue, STALLED, Waiter};
 use crate::pool::{Ask, Availability, Target};
 
@@ -44,72 +44,6 @@ const NOT_FOR_IT: Duration = Duration::from_millis(200);
 /// When prompts leave the line, before the server drops their tickets.
 const MOST_IN_LINE: Duration = line::MAX_AGE.saturating_sub(Duration::from_secs(60));
 
-/// A ticket to be put into the line.
-pub(super) struct Put {
-    pub(super) number: u64,
-    /// Who is to have it first, and for how long.
-    pub(super) first: Option<(WorkerId, Duration)>,
-}
-
-/// Which prompts are in line. Locked after the backlog, if both are.
-#[derive(Default)]
-pub(super) struct Tickets {
-    given: HashMap<u64, Given>,
-    last: u64,
-    /// Since when workers have had nothing to do, and did not ask for anybody who is in line.
-    idle: HashMap<WorkerId, Instant>,
-    /// Takes tickets to the line while that is open.
-    clerk: Option<UnboundedSender<Put>>,
-}
-
-/// A ticket in the line.
-#[derive(Clone, Copy)]
-struct Given {
-    /// Who waits by it.
-    place: Place,
-    /// When it was put in, whoever waited by it then.
-    since: Instant,
-}
-
-/// No ticket.
-pub(super) const NONE: u64 = 0;
-
-impl Tickets {
-    /// Says whether prompts may enter.
-    pub(super) fn is_open(&self) -> bool {
-        self.clerk.is_some()
-    }
-
-    /// Gives a prompt a ticket, if prompts may enter.
-    pub(super) fn enter(&mut self, place: Place, first: Option<(WorkerId, Duration)>) -> u64 {
-        let Some(clerk) = &self.clerk else {
-            return NONE;
-        };
-        let number = self.last + 1;
-        if clerk.send(Put { number, first }).is_err() {
-            return NONE;
-        }
-        self.last = number;
-        let since = Instant::now();
-        self.given.insert(number, Given { place, since });
-        number
-    }
-
-    /// Forgets a ticket.
-    pub(super) fn forget(&mut self, number: u64) -> Option<Place> {
-        self.given.remove(&number).map(|given| given.place)
-    }
-}
-
-impl Tickets {
-    /// Returns those that were put in so long ago.
-    fn older(&self, age: Duration, now: Instant) -> impl Iterator<Item = u64> {
-        let given = self.given.iter();
-        let old = given.filter(move |(_, given)| now.duration_since(given.since) >= age);
-        old.map(|(number, _)| *number)
-    }
-}
-
 impl Waiter {
     /// Says whether it is in line.
     pub(super) fn is_in_line(&self) -> bool {
@@ -120,17 +54,13 @@ impl Waiter {
 impl Queue {
     /// Opens the line: prompts that come from now on enter it.
     pub(super) fn open_line(&self, clerk: UnboundedSender<Put>) {
-        self.tickets.lock().clerk = Some(clerk);
+        self.tickets.lock().open(clerk);
     }
 
     /// Closes the line: those in it are served from here.
     pub(super) fn close_line(&self) {
         let backlog = self.backlog.lock();
-        let mut tickets = self.tickets.lock();
-        tickets.clerk = None;
-        tickets.given.clear();
-        tickets.idle.clear();
-        drop(tickets);
+        self.tickets.lock().close();
         for waiter in backlog.iter() {
             waiter.number.store(NONE, Ordering::Relaxed);
         }
@@ -145,30 +75,19 @@ impl Queue {
 
     /// Lets anybody have a prompt that was kept for somebody, if it still waits.
     pub(super) fn let_anybody(&self, number: u64) {
-        let tickets = self.tickets.lock();
-        if tickets.given.contains_key(&number)
-            && let Some(clerk) = &tickets.clerk
-        {
-            let first = None;
-            // If it is not put in, the line is being closed.
-            drop(clerk.send(Put { number, first }));
-        }
+        self.tickets.lock().let_anybody(number);
     }
 
     /// Returns the number of the latest ticket.
     pub(super) fn last_ticket(&self) -> u64 {
-        self.tickets.lock().last
+        self.tickets.lock().last()
     }
 
     /// Says whether somebody waits by a ticket of then or before.
     ///
     /// - `then`: the latest ticket at that time.
     pub(super) fn waits_since(&self, then: u64) -> bool {
-        self.tickets
-            .lock()
-            .given
-            .keys()
-            .any(|number| *number <= then)
+        self.tickets.lock().waits_since(then)
     }
 
     /// Lets a prompt be served from here, if it is in line by this ticket.
@@ -186,15 +105,10 @@ impl Queue {
         }
     }
 
-    /// Says whether somebody still waits by a ticket.
-    pub(super) fn waits(&self, number: u64) -> bool {
-        self.tickets.lock().given.contains_key(&number)
-    }
-
     /// Lets those leave the line whose tickets the server is about to drop.
     pub(super) fn leave_before_they_lapse(&self, now: Instant) {
         let backlog = self.backlog.lock();
-        let old: Vec<u64> = self.tickets.lock().older(MOST_IN_LINE, now).collect();
+        let old = self.tickets.lock().older(MOST_IN_LINE, now);
         old.into_iter()
             .for_each(|number| self.leave(&backlog, number));
     }
@@ -206,7 +120,7 @@ impl Queue {
         let targets = self.prefill.targets();
         let free: SmallVec<[&Arc<Target>; 16]> = targets.iter().filter(is_idle).collect();
         let mut tickets = self.tickets.lock();
-        if tickets.given.is_empty() {
+        if tickets.is_empty() {
             tickets.idle.clear();
             return;
         }
@@ -220,7 +134,7 @@ impl Queue {
         if unasked.is_empty() {
             return;
         }
-        let old: Vec<u64> = tickets.older(STALLED, now).collect();
+        let old = tickets.older(STALLED, now);
         drop(tickets);
         let mut left = 0;
         for number in old {
@@ -253,8 +167,8 @@ impl Queue {
 
     /// Returns who waits by a ticket.
     fn by_ticket<'a>(&self, backlog: &'a Backlog<Waiter>, number: u64) -> Option<&'a Waiter> {
-        let given = self.tickets.lock().given.get(&number).copied()?;
-        backlog.get(given.place)
+        let place = self.tickets.lock().place(number)?;
+        backlog.get(place)
     }
 
     /// Returns who is to have a prompt first, and for how long.
@@ -301,10 +215,12 @@ impl Queue {
 
     fn try_answer(&self, offer: &Offer) -> Answer {
         let mut backlog = self.backlog.lock();
-        self.tickets.lock().idle.remove(&offer.worker);
-        if !self.waits(offer.number) {
+        let mut tickets = self.tickets.lock();
+        tickets.idle.remove(&offer.worker);
+        if !tickets.waits(offer.number) {
             return Answer::Over;
         }
+        drop(tickets);
         let targets = self.prefill.targets();
         let is_meant = |target: &&Arc<Target>| {
             let rank = target.dp_rank.unwrap_or(0);
@@ -372,16 +288,10 @@ impl Queue {
     /// Gives the ticket of somebody who was served by another's to that one.
     fn pass_on(&self, backlog: &Backlog<Waiter>, used: u64, served: &Waiter) {
         let own = served.number.load(Ordering::Relaxed);
-        let mut tickets = self.tickets.lock();
-        let passed = tickets.given.remove(&own);
-        let left = tickets.forget(used);
-        // Absent where it was one and the same.
-        if let Some(place) = left
-            && let Some(waiter) = backlog.get(place)
-            && let Some(Given { since, .. }) = passed
-        {
+        let still_waits = |place| backlog.get(place).is_some();
+        let passed = self.tickets.lock().pass_on(used, own, still_waits);
+        if let Some(waiter) = passed.and_then(|place| backlog.get(place)) {
             waiter.number.store(own, Ordering::Relaxed);
-            tickets.given.insert(own, Given { place, since });
         }
     }
 
